@@ -1,0 +1,1 @@
+"""Put questions to Protostar's workers and read their answers, from any Python service."""

@@ -1,0 +1,200 @@
+"""What a service and the worker agree on: names, requests, results, events, error codes, the JSON codec."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from enum import StrEnum
+from typing import Annotated, Any, Final, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+GENERATE_CHAT: Final = "generate_chat"
+SUMMARIZE_MESSAGE: Final = "summarize_message"
+REINDEX_CORPUS: Final = "reindex_corpus"
+
+CONTENT_MAX_CHARACTERS: Final = 32_000
+CONTEXT_MAX_CHARACTERS: Final = 400_000
+SESSION_ID_MAX_CHARACTERS: Final = 128
+
+
+class ErrorCode(StrEnum):
+    """Why a job failed."""
+
+    INVALID_REQUEST = "invalid_request"
+    UNKNOWN_MODE = "unknown_mode"
+    PROMPT_TOO_LONG = "prompt_too_long"
+    CONTEXT_LENGTH = "context_length"
+    RATE_LIMITED = "rate_limited"
+    PROVIDER_UNAVAILABLE = "provider_unavailable"
+    PROVIDER_ERROR = "provider_error"
+    CONTENT_FILTERED = "content_filtered"
+    STALLED = "stalled"
+    JOB_TIMEOUT = "job_timeout"
+    TOO_MANY_ATTEMPTS = "too_many_attempts"
+    QUEUE_FULL = "queue_full"
+    INTERNAL = "internal"
+
+
+class JobError(Exception):
+    """A job's final failure. `code` is for programs, `message` for people: what was wrong, what to do."""
+
+    def __init__(self, code: ErrorCode | str, message: str) -> None:
+        super().__init__(str(code), message)
+        self.code = str(code)
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ChatRequest(_Model):
+    """The keyword arguments of `generate_chat`."""
+
+    user_uuid: UUID
+    session_id: Annotated[str, Field(min_length=1, max_length=SESSION_ID_MAX_CHARACTERS)]
+    content: Annotated[str, Field(min_length=1, max_length=CONTENT_MAX_CHARACTERS)]
+    mode: Annotated[str, Field(min_length=1, max_length=64)] = "general"
+    context: Annotated[str, Field(max_length=CONTEXT_MAX_CHARACTERS)] = ""
+
+
+class Usage(_Model):
+    """What one answer used. `cost` is in the provider's currency, null where it names none."""
+
+    input_tokens: int
+    output_tokens: int
+    cost: float | None = None
+    estimated: bool = False
+
+
+class Source(_Model):
+    """A passage that the prompt held; `score` orders passages of one answer, higher is better."""
+
+    chunk_id: int
+    document: str
+    heading: str
+    score: float
+
+
+class ChatResult(_Model):
+    """The result of `generate_chat`."""
+
+    message_id: int
+    session_id: str
+    content: str
+    finish_reason: str
+    model: str
+    usage: Usage
+    sources: list[Source]
+    attempt: int
+
+
+class SummaryResult(_Model):
+    """The result of `summarize_message`; `model` is empty where no model was asked."""
+
+    message_id: int
+    summary: str
+    model: str
+    usage: Usage
+
+
+class ReindexResult(_Model):
+    """The result of `reindex_corpus`: counts of documents, then of chunks written, then the time taken."""
+
+    added: int
+    changed: int
+    removed: int
+    unchanged: int
+    failed: int
+    chunks: int
+    seconds: float
+
+
+class EventType(StrEnum):
+    """The types of an answer's events."""
+
+    START = "start"
+    SOURCES = "sources"
+    DELTA = "delta"
+    RESTART = "restart"
+    DONE = "done"
+    ERROR = "error"
+    CANCELLED = "cancelled"
+
+
+ENDINGS: Final = frozenset({EventType.DONE, EventType.ERROR, EventType.CANCELLED})
+
+
+class Event(BaseModel):
+    """One event of an answer; `id` is what a reader passes as `last_id` to go on after it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    v: Literal[1]
+    type: str
+    job_id: str
+    attempt: int
+    seq: int
+
+    session_id: str | None = None
+    model: str | None = None
+    sources: list[Source] | None = None
+    text: str | None = None
+    reason: str | None = None
+    message_id: int | None = None
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    code: str | None = None
+    message: str | None = None
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the answer ends with this event."""
+        return self.type in ENDINGS
+
+
+CANCELLED_CODE: Final = "cancelled"
+
+
+def dump_json(value: dict[str, Any]) -> bytes:
+    """Serialise one of ARQ's records. An exception becomes `{"error": {"code", "message"}}`."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_dump_exception).encode()
+
+
+def load_json(data: bytes) -> dict[str, Any]:
+    """Read one of ARQ's records; a failed job's result becomes the exception that `Job.result()` raises.
+
+    Raises:
+        ValueError: `data` is not a JSON object (a pickle, for one), so nothing of it is run.
+    """
+    record = json.loads(data)
+    if not isinstance(record, dict):
+        raise ValueError("a record must be a JSON object")
+    if record.get("s") is False:
+        record["r"] = _load_exception(record.get("r"))
+    return record
+
+
+def _dump_exception(value: object) -> object:
+    if isinstance(value, asyncio.CancelledError):
+        return {"error": {"code": CANCELLED_CODE, "message": "the job was cancelled"}}
+    if isinstance(value, JobError):
+        return {"error": {"code": value.code, "message": value.message}}
+    if isinstance(value, BaseException):
+        return {"error": {"code": ErrorCode.INTERNAL.value, "message": "the job failed; the worker's log says why"}}
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def _load_exception(value: object) -> BaseException:
+    error = value.get("error") if isinstance(value, dict) else None
+    if not isinstance(error, dict):
+        return JobError(ErrorCode.INTERNAL, str(value))
+    if error.get("code") == CANCELLED_CODE:
+        return asyncio.CancelledError()
+    return JobError(str(error.get("code")), str(error.get("message")))

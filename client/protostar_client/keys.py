@@ -1,0 +1,44 @@
+"""The one place that knows the names of Redis keys and channels."""
+
+from __future__ import annotations
+
+from typing import Final
+
+QUEUE: Final = "arq:queue"
+JOB_PREFIX: Final = "arq:job:"
+RESULT_PREFIX: Final = "arq:result:"
+RETRY_PREFIX: Final = "arq:retry:"
+LEASE_PREFIX: Final = "arq:in-progress:"
+ABORT: Final = "arq:abort"
+
+OLDER_QUEUE: Final = "chat:job:queue"
+OLDER_TASK_PREFIX: Final = "chat:task:"
+OLDER_DEAD: Final = "chat:job:dead"
+
+PREFIX: Final = "protostar:"
+WAKE: Final = PREFIX + "wake"
+
+
+def job(job_id: str) -> str:
+    """ARQ's payload of a job."""
+    return JOB_PREFIX + job_id
+
+
+def result(job_id: str) -> str:
+    """ARQ's result of a job."""
+    return RESULT_PREFIX + job_id
+
+
+def lease(job_id: str) -> str:
+    """The lease of a running job: ARQ's in-progress key, with its owner as the value."""
+    return LEASE_PREFIX + job_id
+
+
+def events(job_id: str) -> str:
+    """The stream that holds the events of an answer."""
+    return f"chat:events:{job_id}"
+
+
+def older_channel(user_uuid: str, session_id: str) -> str:
+    """The Pub/Sub channel on which older readers hear an answer."""
+    return f"chat:stream:{user_uuid}-{session_id}"

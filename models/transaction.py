@@ -1,0 +1,72 @@
+"""The one way to run a transaction."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+import asyncpg
+from tortoise.backends.base.client import BaseDBAsyncClient
+from tortoise.exceptions import DBConnectionError, OperationalError
+from tortoise.transactions import in_transaction
+
+T = TypeVar("T")
+
+RETRY_FOR_S: Final = 60.0
+_FIRST_DELAY_S: Final = 0.05
+_LONGEST_DELAY_S: Final = 2.0
+
+_TRANSIENT: Final = (
+    OSError,
+    TimeoutError,
+    DBConnectionError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.QueryCanceledError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether PostgreSQL may answer the same statement later: it is away, restarting, frozen or contended."""
+    if isinstance(error, _TRANSIENT):
+        return True
+    return isinstance(error, OperationalError) and any(isinstance(arg, _TRANSIENT) for arg in error.args)
+
+
+async def transact(
+    work: Callable[[BaseDBAsyncClient], Awaitable[T]], *, retry_for_s: float = RETRY_FOR_S
+) -> T:
+    """Run `work` in a transaction and commit it, again after a transient fault for up to `retry_for_s`.
+
+    `work` must be idempotent: a commit can succeed unacknowledged and `work` then runs again.
+
+    Raises:
+        whatever `work` raises, at once unless it is transient (`is_transient`).
+    """
+
+    async def attempt() -> T:
+        async with in_transaction() as connection:
+            return await work(connection)
+
+    deadline = asyncio.get_running_loop().time() + retry_for_s
+    delay_s = _FIRST_DELAY_S
+    while True:
+        try:
+            # A BEGIN that times out leaves its asyncio task in a transaction that never commits,
+            # so no two attempts share a task.
+            return await asyncio.create_task(attempt())
+        except Exception as error:
+            if not is_transient(error) or asyncio.get_running_loop().time() + delay_s > deadline:
+                raise
+        await asyncio.sleep(delay_s * random.uniform(0.5, 1.5))
+        delay_s = min(delay_s * 2, _LONGEST_DELAY_S)

@@ -1,0 +1,33 @@
+"""What every provider of a language model offers, and the one family of its errors."""
+
+from rag.providers.protocol import (
+    ChatMessage,
+    Completion,
+    CompletionRequest,
+    ContentFilteredError,
+    ContextLengthError,
+    FatalProviderError,
+    Finish,
+    Provider,
+    ProviderError,
+    ProviderUnavailableError,
+    RateLimitedError,
+    StalledError,
+    StreamPart,
+)
+
+__all__ = [
+    "ChatMessage",
+    "Completion",
+    "CompletionRequest",
+    "ContentFilteredError",
+    "ContextLengthError",
+    "FatalProviderError",
+    "Finish",
+    "Provider",
+    "ProviderError",
+    "ProviderUnavailableError",
+    "RateLimitedError",
+    "StalledError",
+    "StreamPart",
+]

@@ -1,0 +1,107 @@
+"""The protocol of a provider: stream, complete, embed, close."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypedDict
+
+from protostar_client.contract import Usage
+
+
+class ChatMessage(TypedDict):
+    """One message of a prompt, as the OpenAI API names it."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRequest:
+    """One question to a model."""
+
+    model: str
+    messages: Sequence[ChatMessage]
+    max_output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The last part of a stream. `usage` is None where the provider gave none."""
+
+    finish_reason: str
+    model: str
+    usage: Usage | None
+
+
+StreamPart = str | Finish
+"""Text of one or more tokens, never empty; then one `Finish`, last, and only if a finish reason arrived."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A whole answer."""
+
+    text: str
+    finish_reason: str
+    model: str
+    usage: Usage | None
+
+
+class Provider(Protocol):
+    """A model server. Every method raises nothing but `ProviderError`; none of them retries."""
+
+    name: str
+
+    def stream(self, request: CompletionRequest) -> AbstractAsyncContextManager[AsyncIterator[StreamPart]]:
+        """Open a stream; leaving the context closes the upstream request. The first-token and stall limits hold."""
+        ...
+
+    async def complete(self, request: CompletionRequest) -> Completion:
+        """Ask for a whole answer."""
+        ...
+
+    async def embed(self, texts: Sequence[str], *, model: str) -> list[list[float]]:
+        """Embed texts: one vector a text, in their order."""
+        ...
+
+    async def close(self) -> None:
+        """Close the HTTP connections."""
+        ...
+
+
+class ProviderError(Exception):
+    """A provider did not give an answer. The message is safe to show: it never holds a key or a prompt."""
+
+
+class RateLimitedError(ProviderError):
+    """The provider asks to wait (429); `retry_after_s` is None where it does not say how long."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ProviderUnavailableError(ProviderError):
+    """The provider is down, unreachable, broke off or ended without a finish reason: worth another attempt."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class StalledError(ProviderError):
+    """No token came within the first-token or the stall limit: worth another attempt."""
+
+
+class ContextLengthError(ProviderError):
+    """The provider says that prompt and answer do not fit the model's window."""
+
+
+class ContentFilteredError(ProviderError):
+    """The provider refused the content."""
+
+
+class FatalProviderError(ProviderError):
+    """The provider refuses and will go on refusing: a bad key, an unknown model, a request it does not take."""

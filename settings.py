@@ -1,0 +1,125 @@
+"""The settings of a worker: the only reader of the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+SHIPPED_PROMPTS_DIR = Path(__file__).resolve().parent / "rag" / "prompts"
+
+
+class SettingsError(Exception):
+    """A variable is missing or wrong; the message is one line that names it and says what to do."""
+
+
+class Settings(BaseSettings):
+    """Everything the environment decides. Times are in seconds, sizes in tokens unless a name says otherwise."""
+
+    model_config = SettingsConfigDict(env_prefix="PROTOSTAR_", populate_by_name=True, hide_input_in_errors=True)
+
+    redis_url: SecretStr = Field(SecretStr("redis://localhost:6379/0"), validation_alias="REDIS_URL")
+    database_url: SecretStr = Field(
+        SecretStr("postgres://localhost:5432/protostar"), validation_alias="DATABASE_URL"
+    )
+    openai_api_key: SecretStr | None = Field(None, validation_alias="OPENAI_API_KEY")
+    openai_base_url: str | None = Field(None, validation_alias="OPENAI_BASE_URL")
+    openrouter_api_key: SecretStr | None = Field(None, validation_alias="OPENROUTER_API_KEY")
+
+    provider: Literal["openai", "openrouter"] = "openai"
+    chat_model: str = Field(min_length=1)
+    fallback_models: Annotated[tuple[str, ...], NoDecode] = ()
+    summary_model: str = ""
+    embedding_model: str = ""
+    context_window: int = Field(8192, ge=256)
+    max_output_tokens: int = Field(1024, ge=1)
+
+    corpus_dir: Path = Path("corpus")
+    chunk_tokens: int = Field(400, ge=16)
+    chunk_overlap: int = Field(60, ge=0)
+    reindex_minutes: int = Field(10, ge=0, le=1440)
+    prompts_dir: Path = SHIPPED_PROMPTS_DIR
+
+    max_jobs: int = Field(100, ge=1)
+    job_timeout: float = Field(300, gt=0)
+    lease: float = Field(15, ge=1)
+    first_token_timeout: float = Field(60, gt=0)
+    stall_timeout: float = Field(30, gt=0)
+    event_ttl: int = Field(3600, ge=1)
+    max_queue: int = Field(10_000, ge=1)
+
+    @field_validator("fallback_models", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(name.strip() for name in value.split(",") if name.strip())
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_scheme(cls, value: SecretStr) -> SecretStr:
+        return _with_scheme(value, {"redis", "rediss", "unix"})
+
+    @field_validator("database_url")
+    @classmethod
+    def _database_scheme(cls, value: SecretStr) -> SecretStr:
+        return _with_scheme(value, {"postgres", "postgresql"})
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        if self.chunk_overlap * 2 > self.chunk_tokens:
+            raise ValueError(
+                f"PROTOSTAR_CHUNK_OVERLAP is {self.chunk_overlap}; it can be at most half of "
+                f"PROTOSTAR_CHUNK_TOKENS ({self.chunk_tokens})"
+            )
+        if self.max_output_tokens >= self.context_window:
+            raise ValueError(
+                f"PROTOSTAR_MAX_OUTPUT_TOKENS is {self.max_output_tokens}; it must be below "
+                f"PROTOSTAR_CONTEXT_WINDOW ({self.context_window})"
+            )
+        if self.provider == "openrouter" and self.openrouter_api_key is None:
+            raise ValueError("OPENROUTER_API_KEY is not set; PROTOSTAR_PROVIDER=openrouter needs it")
+        if self.provider == "openai" and self.openai_api_key is None:
+            raise ValueError(
+                "OPENAI_API_KEY is not set; give your provider's key (any text for a server that asks for none)"
+            )
+        return self
+
+    @property
+    def summary_model_or_chat(self) -> str:
+        """The model that writes summaries."""
+        return self.summary_model or self.chat_model
+
+
+def _with_scheme(url: SecretStr, schemes: set[str]) -> SecretStr:
+    scheme = urlsplit(url.get_secret_value()).scheme
+    if scheme not in schemes:
+        raise ValueError(f"starts with {scheme or 'no scheme'!r}; use one of {', '.join(sorted(schemes))}")
+    return url
+
+
+def load_settings() -> Settings:
+    """Read the environment.
+
+    Raises:
+        SettingsError: a variable is missing or wrong.
+    """
+    try:
+        return Settings()  # type: ignore[call-arg]  # the values come from the environment
+    except ValidationError as error:
+        raise SettingsError(_first_problem(error)) from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False, include_input=False)[0]
+    message = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return message
+    name = str(problem["loc"][0])
+    variable = name if name.isupper() else f"PROTOSTAR_{name.upper()}"
+    if problem["type"] == "missing":
+        return f"{variable} is not set; set it (docs/configuration.md lists every variable)"
+    return f"{variable} is wrong: {message}"
