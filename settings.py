@@ -1,9 +1,9 @@
-"""The settings of a worker: the only reader of the environment."""
+"""The settings of a worker and of the command line: the only reader of the environment."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -16,30 +16,74 @@ class SettingsError(Exception):
     """A variable is missing or wrong; the message is one line that names it and says what to do."""
 
 
-class Settings(BaseSettings):
-    """Everything the environment decides. Times are in seconds, sizes in tokens unless a name says otherwise."""
+class _Environment(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix="PROTOSTAR_", populate_by_name=True, hide_input_in_errors=True
+    )
 
-    model_config = SettingsConfigDict(env_prefix="PROTOSTAR_", populate_by_name=True, hide_input_in_errors=True)
+
+class RedisSettings(_Environment):
+    """What it takes to enqueue a question and read its answer."""
 
     redis_url: SecretStr = Field(SecretStr("redis://localhost:6379/0"), validation_alias="REDIS_URL")
+    max_queue: int = Field(10_000, ge=1)
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_scheme(cls, value: SecretStr) -> SecretStr:
+        return _with_scheme(value, {"redis", "rediss", "unix"})
+
+
+class DatabaseSettings(_Environment):
+    """What it takes to reach PostgreSQL."""
+
     database_url: SecretStr = Field(
         SecretStr("postgres://localhost:5432/protostar"), validation_alias="DATABASE_URL"
     )
+
+    @field_validator("database_url")
+    @classmethod
+    def _database_scheme(cls, value: SecretStr) -> SecretStr:
+        return _with_scheme(value, {"postgres", "postgresql"})
+
+
+class ChunkingSettings(_Environment):
+    """What decides how a file is cut. `chat_model` is the model whose tokens are counted."""
+
+    chat_model: str = ""
+    chunk_tokens: int = Field(400, ge=16)
+    chunk_overlap: int = Field(60, ge=0)
+
+    @model_validator(mode="after")
+    def _overlap_fits(self) -> Self:
+        if self.chunk_overlap * 2 > self.chunk_tokens:
+            raise ValueError(
+                f"PROTOSTAR_CHUNK_OVERLAP is {self.chunk_overlap}; it can be at most half of "
+                f"PROTOSTAR_CHUNK_TOKENS ({self.chunk_tokens})"
+            )
+        return self
+
+
+class CorpusSettings(DatabaseSettings, ChunkingSettings):
+    """What it takes to index the corpus and to search it, without a chat model."""
+
+    provider: Literal["openai", "openrouter"] = "openai"
     openai_api_key: SecretStr | None = Field(None, validation_alias="OPENAI_API_KEY")
     openai_base_url: str | None = Field(None, validation_alias="OPENAI_BASE_URL")
     openrouter_api_key: SecretStr | None = Field(None, validation_alias="OPENROUTER_API_KEY")
+    embedding_model: str = ""
+    corpus_dir: Path = Path("corpus")
 
-    provider: Literal["openai", "openrouter"] = "openai"
+
+class Settings(CorpusSettings, RedisSettings):
+    """Everything the environment decides. Times are in seconds, sizes in tokens unless a name says else."""
+
     chat_model: str = Field(min_length=1)
     fallback_models: Annotated[tuple[str, ...], NoDecode] = ()
     summary_model: str = ""
-    embedding_model: str = ""
     context_window: int = Field(8192, ge=256)
     max_output_tokens: int = Field(1024, ge=1)
 
-    corpus_dir: Path = Path("corpus")
-    chunk_tokens: int = Field(400, ge=16)
-    chunk_overlap: int = Field(60, ge=0)
     reindex_minutes: int = Field(10, ge=0, le=1440)
     prompts_dir: Path = SHIPPED_PROMPTS_DIR
 
@@ -49,7 +93,7 @@ class Settings(BaseSettings):
     first_token_timeout: float = Field(60, gt=0)
     stall_timeout: float = Field(30, gt=0)
     event_ttl: int = Field(3600, ge=1)
-    max_queue: int = Field(10_000, ge=1)
+    shutdown_grace: int = Field(20, ge=0)
 
     @field_validator("fallback_models", mode="before")
     @classmethod
@@ -58,23 +102,8 @@ class Settings(BaseSettings):
             return tuple(name.strip() for name in value.split(",") if name.strip())
         return value
 
-    @field_validator("redis_url")
-    @classmethod
-    def _redis_scheme(cls, value: SecretStr) -> SecretStr:
-        return _with_scheme(value, {"redis", "rediss", "unix"})
-
-    @field_validator("database_url")
-    @classmethod
-    def _database_scheme(cls, value: SecretStr) -> SecretStr:
-        return _with_scheme(value, {"postgres", "postgresql"})
-
     @model_validator(mode="after")
-    def _consistent(self) -> Settings:
-        if self.chunk_overlap * 2 > self.chunk_tokens:
-            raise ValueError(
-                f"PROTOSTAR_CHUNK_OVERLAP is {self.chunk_overlap}; it can be at most half of "
-                f"PROTOSTAR_CHUNK_TOKENS ({self.chunk_tokens})"
-            )
+    def _consistent(self) -> Self:
         if self.max_output_tokens >= self.context_window:
             raise ValueError(
                 f"PROTOSTAR_MAX_OUTPUT_TOKENS is {self.max_output_tokens}; it must be below "
@@ -84,7 +113,7 @@ class Settings(BaseSettings):
             raise ValueError("OPENROUTER_API_KEY is not set; PROTOSTAR_PROVIDER=openrouter needs it")
         if self.provider == "openai" and self.openai_api_key is None:
             raise ValueError(
-                "OPENAI_API_KEY is not set; give your provider's key (any text for a server that asks for none)"
+                "OPENAI_API_KEY is not set; give your provider's key, or any text where none is asked for"
             )
         return self
 
@@ -101,14 +130,26 @@ def _with_scheme(url: SecretStr, schemes: set[str]) -> SecretStr:
     return url
 
 
+S = TypeVar("S", bound=_Environment)
+
+
 def load_settings() -> Settings:
-    """Read the environment.
+    """Read everything the environment decides.
 
     Raises:
         SettingsError: a variable is missing or wrong.
     """
+    return load(Settings)
+
+
+def load(kind: type[S]) -> S:
+    """Read the part of the environment that `kind` names.
+
+    Raises:
+        SettingsError: a variable of that part is missing or wrong.
+    """
     try:
-        return Settings()  # type: ignore[call-arg]  # the values come from the environment
+        return kind()
     except ValidationError as error:
         raise SettingsError(_first_problem(error)) from None
 

@@ -51,7 +51,7 @@ class Message(Model):
     session: fields.ForeignKeyRelation[Session] = fields.ForeignKeyField(
         "models.Session", related_name="messages", on_delete=fields.CASCADE
     )
-    job_id = fields.TextField()
+    job_id = fields.CharField(max_length=256)
     role = fields.CharEnumField(MessageRole, max_length=16)
     content = fields.TextField()
     summary = fields.TextField(null=True)
@@ -76,7 +76,7 @@ class OutboxJob(Model):
     """A job to enqueue, committed together with what it follows; the relay deletes it once it is queued."""
 
     id = fields.BigIntField(primary_key=True)
-    job_id = fields.TextField(unique=True)
+    job_id = fields.CharField(max_length=256, unique=True)
     function = fields.TextField()
     arguments: fields.JSONField[dict[str, object]] = fields.JSONField()
     created_at = fields.DatetimeField(auto_now_add=True)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 import asyncpg
-from tortoise.backends.base.client import BaseDBAsyncClient
+from tortoise.backends.base.client import BaseDBAsyncClient, TransactionContext
 from tortoise.exceptions import DBConnectionError, OperationalError
 from tortoise.transactions import in_transaction
 
@@ -55,8 +55,19 @@ async def transact(
     """
 
     async def attempt() -> T:
-        async with in_transaction() as connection:
-            return await work(connection)
+        transaction = in_transaction()
+        try:
+            connection = await transaction.__aenter__()
+        except BaseException:
+            _discard_connection(transaction)
+            raise
+        try:
+            result = await work(connection)
+        except BaseException as error:
+            await transaction.__aexit__(type(error), error, error.__traceback__)
+            raise
+        await transaction.__aexit__(None, None, None)
+        return result
 
     deadline = asyncio.get_running_loop().time() + retry_for_s
     delay_s = _FIRST_DELAY_S
@@ -70,3 +81,10 @@ async def transact(
                 raise
         await asyncio.sleep(delay_s * random.uniform(0.5, 1.5))
         delay_s = min(delay_s * 2, _LONGEST_DELAY_S)
+
+
+def _discard_connection(transaction: TransactionContext) -> None:
+    """Close the connection of a transaction whose BEGIN failed: Tortoise never gives it back to the pool."""
+    connection = getattr(getattr(transaction, "client", None), "_connection", None)
+    if connection is not None and not connection.is_closed():
+        connection.terminate()

@@ -1,1 +1,48 @@
 """Put questions to Protostar's workers and read their answers, from any Python service."""
+
+from protostar_client.client import ChatClient
+from protostar_client.contract import (
+    ChatResult,
+    ErrorCode,
+    Event,
+    EventType,
+    HistoryMessage,
+    InvalidRequest,
+    JobError,
+    ProtostarError,
+    Source,
+    Usage,
+)
+from protostar_client.errors import (
+    Cancelled,
+    ConnectionLost,
+    EventsExpired,
+    JobVanished,
+    QueueFull,
+    RedisRefused,
+)
+from protostar_client.handle import JobHandle
+
+__all__ = [
+    # asking
+    "ChatClient",
+    "JobHandle",
+    # what comes back
+    "ChatResult",
+    "Event",
+    "EventType",
+    "HistoryMessage",
+    "Source",
+    "Usage",
+    # errors
+    "ProtostarError",
+    "JobError",
+    "ErrorCode",
+    "InvalidRequest",
+    "QueueFull",
+    "Cancelled",
+    "JobVanished",
+    "EventsExpired",
+    "ConnectionLost",
+    "RedisRefused",
+]

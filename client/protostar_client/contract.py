@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+from collections.abc import Mapping
+from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 GENERATE_CHAT: Final = "generate_chat"
 SUMMARIZE_MESSAGE: Final = "summarize_message"
 REINDEX_CORPUS: Final = "reindex_corpus"
+READ_HISTORY: Final = "read_history"
 
 CONTENT_MAX_CHARACTERS: Final = 32_000
 CONTEXT_MAX_CHARACTERS: Final = 400_000
 SESSION_ID_MAX_CHARACTERS: Final = 128
+JOB_ID_MAX_CHARACTERS: Final = 256
+HISTORY_MAX_MESSAGES: Final = 500
 
 
 class ErrorCode(StrEnum):
@@ -37,7 +43,11 @@ class ErrorCode(StrEnum):
     INTERNAL = "internal"
 
 
-class JobError(Exception):
+class ProtostarError(Exception):
+    """The base of every error that this package raises by itself."""
+
+
+class JobError(ProtostarError):
     """A job's final failure. `code` is for programs, `message` for people: what was wrong, what to do."""
 
     def __init__(self, code: ErrorCode | str, message: str) -> None:
@@ -49,18 +59,83 @@ class JobError(Exception):
         return f"{self.code}: {self.message}"
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class InvalidRequest(JobError):  # noqa: N818  (reads as what happened, like the other errors of this package)
+    """A request that no worker would take. `field` is the argument that is wrong."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(ErrorCode.INVALID_REQUEST, f"{field}: {problem}")
+        self.field = field
 
 
-class ChatRequest(_Model):
+# Everything that PostgreSQL, JSON or a terminal can't take: C0 but tab and line ends, DEL, C1.
+_CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_LONE_SURROGATES: Final = re.compile(r"[\ud800-\udfff]")
+_NOT_IN_A_NAME: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def clean_text(text: str) -> str:
+    """`text` without control characters (tabs and line ends stay), lone surrogates replaced by U+FFFD."""
+    return _LONE_SURROGATES.sub("\ufffd", _CONTROL_CHARACTERS.sub("", text))
+
+
+def _clean(value: object) -> object:
+    return clean_text(value) if isinstance(value, str) else value
+
+
+def _refuse_control_characters(value: object) -> object:
+    if isinstance(value, str) and _NOT_IN_A_NAME.search(value):
+        raise ValueError("holds a control character or half a surrogate pair; send printable text")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_clean)]
+Name = Annotated[str, BeforeValidator(_refuse_control_characters)]
+SessionId = Annotated[Name, Field(min_length=1, max_length=SESSION_ID_MAX_CHARACTERS)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    @classmethod
+    def parse(cls, arguments: Mapping[str, Any]) -> Self:
+        """Validate and clean a job's keyword arguments.
+
+        Raises:
+            InvalidRequest: a field is missing, unknown, oversized or of a wrong type.
+        """
+        try:
+            return cls.model_validate(dict(arguments))
+        except ValidationError as error:
+            problem = error.errors(include_url=False, include_input=False)[0]
+            field = str(problem["loc"][0]) if problem["loc"] else "request"
+            raise InvalidRequest(field, problem["msg"].removeprefix("Value error, ")) from None
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments, as JSON values."""
+        return self.model_dump(mode="json")
+
+
+class ChatRequest(_Request):
     """The keyword arguments of `generate_chat`."""
 
     user_uuid: UUID
-    session_id: Annotated[str, Field(min_length=1, max_length=SESSION_ID_MAX_CHARACTERS)]
-    content: Annotated[str, Field(min_length=1, max_length=CONTENT_MAX_CHARACTERS)]
-    mode: Annotated[str, Field(min_length=1, max_length=64)] = "general"
-    context: Annotated[str, Field(max_length=CONTEXT_MAX_CHARACTERS)] = ""
+    session_id: SessionId
+    content: Annotated[Text, Field(min_length=1, max_length=CONTENT_MAX_CHARACTERS)]
+    mode: Annotated[Name, Field(min_length=1, max_length=64)] = "general"
+    context: Annotated[Text, Field(max_length=CONTEXT_MAX_CHARACTERS)] = ""
+
+
+class HistoryRequest(_Request):
+    """The keyword arguments of `read_history`: the newest `limit` messages of a session."""
+
+    user_uuid: UUID
+    session_id: SessionId
+    limit: Annotated[int, Field(ge=1, le=HISTORY_MAX_MESSAGES)] = 50
+
+
+class _Model(BaseModel):
+    # A newer worker may say more than this version knows.
+    model_config = ConfigDict(extra="ignore")
 
 
 class Usage(_Model):
@@ -113,6 +188,24 @@ class ReindexResult(_Model):
     failed: int
     chunks: int
     seconds: float
+
+
+class HistoryMessage(_Model):
+    """One message of a session; `summary` is null until there is one, `created_at` has a time zone."""
+
+    message_id: int
+    role: Literal["user", "assistant"]
+    content: str
+    summary: str | None = None
+    status: Literal["completed", "failed", "cancelled"]
+    created_at: datetime
+    job_id: str
+
+
+class HistoryResult(_Model):
+    """The result of `read_history`: messages, oldest first."""
+
+    messages: list[HistoryMessage]
 
 
 class EventType(StrEnum):
@@ -187,7 +280,12 @@ def _dump_exception(value: object) -> object:
     if isinstance(value, JobError):
         return {"error": {"code": value.code, "message": value.message}}
     if isinstance(value, BaseException):
-        return {"error": {"code": ErrorCode.INTERNAL.value, "message": "the job failed; the worker's log says why"}}
+        return {
+            "error": {
+                "code": ErrorCode.INTERNAL.value,
+                "message": "the job failed; the worker's log says why",
+            }
+        }
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 

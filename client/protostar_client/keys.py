@@ -15,8 +15,20 @@ OLDER_QUEUE: Final = "chat:job:queue"
 OLDER_TASK_PREFIX: Final = "chat:task:"
 OLDER_DEAD: Final = "chat:job:dead"
 
-PREFIX: Final = "protostar:"
-WAKE: Final = PREFIX + "wake"
+EVENTS_PREFIX: Final = "chat:events:"
+
+# The worker's own. The scripts in tasks/lua see every constant of this module under its name.
+WAKE: Final = "protostar:wake"  # says a queued job's id, or WAKE_ABORT_PREFIX and the id of one to end
+WAKE_ABORT_PREFIX: Final = "abort:"
+RECORD_PREFIX: Final = "protostar:job:"
+READY_PREFIX: Final = "protostar:ready:"
+TURNS_PREFIX: Final = "protostar:turns:"
+RUNNING_PREFIX: Final = "protostar:running:"
+ALIVE_PREFIX: Final = "protostar:alive:"
+HOLDERS: Final = "protostar:holders"
+OWNERS: Final = "protostar:owners"
+DEAD: Final = "protostar:dead"
+REAPER: Final = "protostar:reaper"
 
 
 def job(job_id: str) -> str:
@@ -36,7 +48,7 @@ def lease(job_id: str) -> str:
 
 def events(job_id: str) -> str:
     """The stream that holds the events of an answer."""
-    return f"chat:events:{job_id}"
+    return EVENTS_PREFIX + job_id
 
 
 def older_channel(user_uuid: str, session_id: str) -> str:

@@ -1,5 +1,6 @@
 """What every provider of a language model offers, and the one family of its errors."""
 
+from rag.providers.factory import ProviderName, make_provider
 from rag.providers.protocol import (
     ChatMessage,
     Completion,
@@ -30,4 +31,6 @@ __all__ = [
     "RateLimitedError",
     "StalledError",
     "StreamPart",
+    "ProviderName",
+    "make_provider",
 ]

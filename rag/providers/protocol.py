@@ -55,15 +55,15 @@ class Provider(Protocol):
     name: str
 
     def stream(self, request: CompletionRequest) -> AbstractAsyncContextManager[AsyncIterator[StreamPart]]:
-        """Open a stream; leaving the context closes the upstream request. The first-token and stall limits hold."""
+        """Open a stream; leaving the context closes the upstream request. Both limits on tokens hold."""
         ...
 
     async def complete(self, request: CompletionRequest) -> Completion:
-        """Ask for a whole answer."""
+        """Ask for a whole answer; it has the time of a first token."""
         ...
 
     async def embed(self, texts: Sequence[str], *, model: str) -> list[list[float]]:
-        """Embed texts: one vector a text, in their order."""
+        """Embed texts in one request: one vector a text, in their order. It has the time of a first token."""
         ...
 
     async def close(self) -> None:
@@ -84,7 +84,7 @@ class RateLimitedError(ProviderError):
 
 
 class ProviderUnavailableError(ProviderError):
-    """The provider is down, unreachable, broke off or ended without a finish reason: worth another attempt."""
+    """The provider is down, broke off or ended without a finish reason: worth another attempt."""
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -104,4 +104,4 @@ class ContentFilteredError(ProviderError):
 
 
 class FatalProviderError(ProviderError):
-    """The provider refuses and will go on refusing: a bad key, an unknown model, a request it does not take."""
+    """The provider refuses and will go on refusing: a bad key, an unknown model, a wrong request."""

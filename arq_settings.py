@@ -1,0 +1,157 @@
+"""The worker's settings: `arq arq_settings.WorkerSettings` starts it."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from typing import Any, Final, cast
+
+import arq.worker
+import uvloop
+from arq import cron, func
+from arq.connections import RedisSettings
+from arq.cron import CronJob
+from arq.typing import WorkerCoroutine
+from protostar_client.contract import (
+    GENERATE_CHAT,
+    READ_HISTORY,
+    REINDEX_CORPUS,
+    SUMMARIZE_MESSAGE,
+    dump_json,
+    load_json,
+)
+
+from models.database import DatabaseError, connect, tortoise_config
+from rag.corpus import CorpusError, require_corpus
+from rag.prompt_files import PromptsError, load_prompts
+from rag.providers import FatalProviderError, Provider
+from rag.providers.factory import make_provider
+from rag.tokens import TokenCounter
+from settings import SettingsError, load_settings
+from tasks.chat import generate_chat
+from tasks.context import Tools
+from tasks.endings import tell_failure
+from tasks.events import EventLog
+from tasks.history import read_history
+from tasks.outbox import OutboxRelay
+from tasks.reindex import reindex_corpus
+from tasks.retry import MAX_TRIES
+from tasks.summary import summarize_message
+from tasks.worker import StartupError, Worker
+
+try:
+    SETTINGS: Final = load_settings()
+except SettingsError as error:
+    raise SystemExit(f"protostar: {error}") from None
+
+TORTOISE_ORM: Final = tortoise_config(SETTINGS.database_url.get_secret_value())
+
+# ARQ's command looks its Worker up here, after importing this module: this makes it run ours.
+arq.worker.Worker = Worker  # type: ignore[misc]
+uvloop.install()
+
+_CLOSE: Final = "close"
+
+
+async def start(ctx: dict[Any, Any]) -> None:
+    """Make what the jobs share; what was made before something failed is closed."""
+    async with AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(connect(SETTINGS.database_url.get_secret_value()))
+            prompts = load_prompts(SETTINGS.prompts_dir)
+            require_corpus(SETTINGS.corpus_dir)
+            provider = _provider()
+        except (DatabaseError, PromptsError, CorpusError, FatalProviderError) as error:
+            raise StartupError(str(error)) from None
+        stack.push_async_callback(provider.close)
+        outbox = OutboxRelay(ctx["redis"])
+        stack.push_async_callback(outbox.close)
+        events = EventLog(ctx["redis"], owner=ctx["queue"].owner, ttl_s=SETTINGS.event_ttl)
+        stack.push_async_callback(events.close)
+        ctx["tools"] = Tools(
+            settings=SETTINGS,
+            provider=provider,
+            prompts=prompts,
+            tokens=TokenCounter(SETTINGS.chat_model),
+            events=events,
+            outbox=outbox,
+            raise_attempt=ctx["queue"].raise_attempt,
+        )
+        ctx[_CLOSE] = stack.pop_all()
+
+
+def _provider() -> Provider:
+    key = SETTINGS.openrouter_api_key if SETTINGS.provider == "openrouter" else SETTINGS.openai_api_key
+    return make_provider(
+        SETTINGS.provider,
+        api_key=key.get_secret_value() if key else "",
+        base_url=SETTINGS.openai_base_url if SETTINGS.provider == "openai" else None,
+        first_token_timeout_s=SETTINGS.first_token_timeout,
+        stall_timeout_s=SETTINGS.stall_timeout,
+    )
+
+
+async def stop(ctx: dict[Any, Any]) -> None:
+    """Close what `start` made."""
+    if _CLOSE in ctx:
+        await ctx[_CLOSE].aclose()
+
+
+def _as_job(function: Any) -> WorkerCoroutine:
+    """ARQ types a job's context as a plain dict; ours says what is in it."""
+    return cast(WorkerCoroutine, function)
+
+
+def reindex_schedule(every_minutes: int) -> list[CronJob]:
+    """Cron jobs that reindex at start and then at every whole `every_minutes` of the clock; 0 is never."""
+    if every_minutes == 0:
+        return []
+    minutes = set(range(0, 60, every_minutes)) if every_minutes < 60 else {0}
+    hours = set(range(0, 24, -(-every_minutes // 60))) if every_minutes >= 60 else None
+    return [
+        cron(
+            _as_job(reindex_corpus),
+            hour=hours,
+            minute=minutes,
+            run_at_startup=True,
+            timeout=REINDEX_TIMEOUT_S,
+            max_tries=MAX_TRIES,
+        )
+    ]
+
+
+REINDEX_TIMEOUT_S: Final = 3600
+
+
+class WorkerSettings:
+    """Bare, as ARQ reads it."""
+
+    functions = [
+        func(_as_job(generate_chat), name=GENERATE_CHAT),
+        func(_as_job(summarize_message), name=SUMMARIZE_MESSAGE),
+        func(_as_job(reindex_corpus), name=REINDEX_CORPUS, timeout=REINDEX_TIMEOUT_S),
+        func(_as_job(read_history), name=READ_HISTORY),
+    ]
+    cron_jobs = reindex_schedule(SETTINGS.reindex_minutes)
+    # A share of slots each, so that none of them starves another.
+    classes = {
+        GENERATE_CHAT: "chat",
+        SUMMARIZE_MESSAGE: "summary",
+        REINDEX_CORPUS: "reindex",
+        f"cron:{reindex_corpus.__qualname__}": "reindex",
+    }
+    slots = {"chat": SETTINGS.max_jobs, "summary": max(1, SETTINGS.max_jobs // 4), "reindex": 1}
+    turn_function = GENERATE_CHAT
+    redis_settings = RedisSettings.from_dsn(SETTINGS.redis_url.get_secret_value())
+    redis_url = SETTINGS.redis_url.get_secret_value()
+    on_startup = start
+    on_shutdown = stop
+    on_job_failure = tell_failure
+    max_jobs = SETTINGS.max_jobs
+    max_tries = MAX_TRIES
+    job_timeout = SETTINGS.job_timeout
+    lease_s = SETTINGS.lease
+    keep_result = 3600
+    job_completion_wait = SETTINGS.shutdown_grace
+    allow_abort_jobs = True
+    job_serializer = dump_json
+    job_deserializer = load_json

@@ -1,0 +1,33 @@
+"""The command line put together: one module for each group of commands."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from cli import chat, corpus, database
+from cli.errors import CommandError
+
+app = typer.Typer(
+    name="protostar",
+    help="Look after Protostar's database and corpus, and ask its workers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(database.migrate)
+# app.command()(corpus.reindex)
+# app.command()(corpus.search)
+app.command()(corpus.chunks)
+app.command()(chat.ask)
+
+
+def main() -> None:
+    """Run the command line. Exits with 0 (done), 1 (failed, one line says why) or 2 (wrong use)."""
+    try:
+        app(prog_name="protostar")
+    except CommandError as error:
+        print(f"protostar: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,23 @@
+"""`protostar migrate`."""
+
+from __future__ import annotations
+
+import asyncio
+
+from cli.errors import failing_on
+from cli.output import note, write
+from settings import DatabaseSettings, SettingsError, load
+
+
+def migrate() -> None:
+    """Bring the database to the current schema; print the migrations that were applied."""
+    # Imported here, as in the other commands: asking a question need not wait for a database driver.
+    from models.database import DatabaseError
+    from models.migrate import migrate as apply_migrations
+
+    with failing_on(SettingsError, DatabaseError):
+        database_url = load(DatabaseSettings).database_url.get_secret_value()
+        applied = asyncio.run(apply_migrations(database_url))
+    for name in applied:
+        write(f"{name}\n")
+    note(f"{len(applied)} migrations applied" if applied else "the schema is current")

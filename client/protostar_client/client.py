@@ -1,0 +1,183 @@
+"""The client: put a question into the queue, find a job again, read a session's history."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, Final, Self
+from uuid import UUID, uuid4
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from protostar_client import keys
+from protostar_client.connection import Connection
+from protostar_client.contract import (
+    GENERATE_CHAT,
+    JOB_ID_MAX_CHARACTERS,
+    READ_HISTORY,
+    ChatRequest,
+    HistoryMessage,
+    HistoryRequest,
+    HistoryResult,
+    InvalidRequest,
+    Name,
+    dump_json,
+)
+from protostar_client.errors import ConnectionLost, QueueFull
+from protostar_client.handle import JobHandle
+from protostar_client.reader import EventReader
+
+MAX_QUEUE: Final = 10_000
+PATIENCE_S: Final = 15.0
+HISTORY_TIMEOUT_S: Final = 30.0
+_JOB_LIFE_MS: Final = 86_400_000  # ARQ's own: a job that no worker took for a day is dropped
+
+_JOB_ID: Final = TypeAdapter(Annotated[Name, Field(min_length=1, max_length=JOB_ID_MAX_CHARACTERS)])
+
+
+class ChatClient:
+    """Questions in, answers out. Made by `ChatClient.connect`; shared by any number of tasks of one loop."""
+
+    def __init__(self, connection: Connection, *, max_queue: int) -> None:
+        self._connection = connection
+        self._reader = EventReader(connection)
+        self._max_queue = max_queue
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(
+        cls, redis_url: str, *, max_queue: int = MAX_QUEUE, patience_s: float = PATIENCE_S
+    ) -> AsyncIterator[Self]:
+        """A client of the Redis at `redis_url` (`redis://`, `rediss://`, `unix://`).
+
+        `enqueue` refuses while the queue holds `max_queue` jobs. While Redis is away, calls are tried again
+        for `patience_s` seconds.
+
+        Raises:
+            ConnectionLost: Redis can't be reached.
+            ValueError: `redis_url` is not a Redis URL.
+        """
+        connection = Connection(redis_url, patience_s=patience_s)
+        try:
+            await connection.open()
+            yield cls(connection, max_queue=max_queue)
+        finally:
+            await connection.close()
+
+    async def enqueue(
+        self,
+        *,
+        user_uuid: UUID | str,
+        session_id: str,
+        content: str,
+        mode: str = "general",
+        context: str = "",
+        job_id: str | None = None,
+        on_busy: str = "enqueue",
+    ) -> JobHandle:
+        """Put a question into the queue, in one round trip.
+
+        `job_id` is the idempotency key: the same id again is the same turn, and its handle is returned. While
+        another turn of the session runs, this one waits for it (`on_busy="enqueue"`).
+
+        Raises:
+            InvalidRequest: an argument that no worker would take, or a `job_id` of another user's.
+            QueueFull: too many jobs wait; nothing was enqueued.
+            ConnectionLost: Redis stayed away; its `job_id` makes it safe to enqueue again.
+            RedisRefused: Redis takes no writes.
+        """
+        if on_busy != "enqueue":
+            raise ValueError(f"on_busy is {on_busy!r}; this version knows 'enqueue' only")
+        request = ChatRequest.parse(
+            {
+                "user_uuid": user_uuid,
+                "session_id": session_id,
+                "content": content,
+                "mode": mode,
+                "context": context,
+            }
+        )
+        job_id = uuid4().hex if job_id is None else _checked_job_id(job_id)
+        return await self._enqueue(GENERATE_CHAT, job_id, request.user_uuid, request.arguments())
+
+    def handle(self, job_id: str, *, user_uuid: UUID | str) -> JobHandle:
+        """The handle of a job that was enqueued elsewhere; only the job's own user reads or cancels it.
+
+        Raises:
+            InvalidRequest: not a job id, or not a UUID.
+        """
+        return self._handle(_checked_job_id(job_id), _checked_user(user_uuid))
+
+    async def history(
+        self,
+        *,
+        user_uuid: UUID | str,
+        session_id: str,
+        limit: int = 50,
+        timeout_s: float = HISTORY_TIMEOUT_S,
+    ) -> list[HistoryMessage]:
+        """The newest `limit` messages of a session, oldest first, as a worker reads them from the database.
+
+        Raises:
+            InvalidRequest, QueueFull, ConnectionLost: as for `enqueue`.
+            TimeoutError: no worker answered within `timeout_s` seconds.
+            JobError: the worker could not read them.
+        """
+        request = HistoryRequest.parse({"user_uuid": user_uuid, "session_id": session_id, "limit": limit})
+        job_id = f"history:{uuid4().hex}"
+        handle = await self._enqueue(READ_HISTORY, job_id, request.user_uuid, request.arguments())
+        result = HistoryResult.model_validate(await handle.raw_result(timeout_s))
+        await self._connection.call(lambda redis: redis.delete(keys.result(job_id)))  # nobody reads it again
+        return result.messages
+
+    async def _enqueue(
+        self, function: str, job_id: str, user_uuid: UUID, arguments: Mapping[str, Any]
+    ) -> JobHandle:
+        payload = dump_json({"t": None, "f": function, "a": [], "k": arguments})
+        try:
+            reply, ran_before = await self._connection.run_script(
+                "enqueue",
+                keys=[keys.job(job_id), keys.result(job_id), keys.QUEUE],
+                args=[job_id, payload[:-1] + b',"et":', _JOB_LIFE_MS, self._max_queue, keys.WAKE],
+            )
+        except ConnectionLost as error:
+            raise ConnectionLost(str(error), job_id=job_id) from error
+        if reply[0] == b"full":
+            raise QueueFull(reply[1], self._max_queue)
+        if reply[0] == b"exists" and not _is_user(reply[1], user_uuid):
+            raise InvalidRequest("job_id", "is the id of another job; use an id of your own")
+        # An id that exists after a try whose reply was lost is this very job, not a duplicate.
+        return self._handle(job_id, user_uuid, created=reply[0] == b"queued" or ran_before, is_owned=True)
+
+    def _handle(
+        self, job_id: str, user_uuid: UUID, *, created: bool = False, is_owned: bool = False
+    ) -> JobHandle:
+        return JobHandle(
+            job_id,
+            user_uuid=user_uuid,
+            connection=self._connection,
+            reader=self._reader,
+            created=created,
+            is_owned=is_owned,
+        )
+
+
+def _checked_job_id(job_id: str) -> str:
+    try:
+        return _JOB_ID.validate_python(job_id)
+    except ValidationError as error:
+        raise InvalidRequest("job_id", error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+
+
+def _checked_user(user_uuid: UUID | str) -> UUID:
+    try:
+        return user_uuid if isinstance(user_uuid, UUID) else UUID(user_uuid)
+    except (ValueError, AttributeError, TypeError):
+        raise InvalidRequest("user_uuid", "is not a UUID") from None
+
+
+def _is_user(named: bytes, user_uuid: UUID) -> bool:
+    try:
+        return UUID(named.decode()) == user_uuid
+    except ValueError:
+        return False

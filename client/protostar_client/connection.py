@@ -1,0 +1,106 @@
+"""The client's connections to Redis, and patience with a Redis that is away for a moment."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from importlib.resources import files
+from typing import Any, Final, TypeVar
+
+from redis.asyncio import Redis
+from redis.exceptions import AuthenticationError, ReadOnlyError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from protostar_client.errors import ConnectionLost, RedisRefused
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_S: Final = 5.0
+SOCKET_TIMEOUT_S: Final = 10.0
+_FIRST_DELAY_S: Final = 0.05
+_LONGEST_DELAY_S: Final = 1.0
+
+_AWAY: Final = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OSError)
+
+
+class Connection:
+    """A pool of connections to one Redis. Every call is made again while Redis is away, for `patience_s`.
+
+    So every operation that is given to `call` must be idempotent.
+    """
+
+    def __init__(self, redis_url: str, *, patience_s: float) -> None:
+        self._redis: Redis = Redis.from_url(
+            redis_url,
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            socket_timeout=SOCKET_TIMEOUT_S,
+            client_name="protostar-client",
+        )
+        self._patience_s = patience_s
+        self._scripts = {name: self._redis.register_script(_source(name)) for name in ("enqueue", "cancel")}
+
+    async def open(self) -> None:
+        """Reach Redis once.
+
+        Raises:
+            ConnectionLost: Redis is not there, or wants other credentials.
+        """
+        await self._call(lambda redis: redis.ping(), patience_s=0)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._redis.aclose()
+
+    async def call(self, operation: Callable[[Redis], Awaitable[T]]) -> T:
+        """The result of an idempotent `operation`.
+
+        Raises:
+            ConnectionLost: Redis was away for longer than the patience.
+            RedisRefused: Redis answered with an error.
+        """
+        return await self._call(operation, patience_s=self._patience_s)
+
+    async def run_script(
+        self, name: str, *, keys: list[str], args: list[str | bytes | int]
+    ) -> tuple[Any, bool]:
+        """What one of the scripts in `lua/` returns, and whether it may have run before, unheard.
+
+        Raises:
+            ConnectionLost, RedisRefused: as `call`.
+        """
+        script = self._scripts[name]
+        tries = 0
+
+        async def run(_: Redis) -> Any:
+            nonlocal tries
+            tries += 1
+            return await script(keys=keys, args=args)
+
+        return await self.call(run), tries > 1
+
+    async def _call(self, operation: Callable[[Redis], Awaitable[T]], *, patience_s: float) -> T:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + patience_s
+        delay_s = _FIRST_DELAY_S
+        while True:
+            try:
+                return await operation(self._redis)
+            except AuthenticationError as error:
+                raise ConnectionLost(f"Redis refuses the credentials: {error}; check the URL") from error
+            except _AWAY as error:
+                if loop.time() + delay_s > deadline:
+                    raise ConnectionLost(f"Redis can't be reached: {_reason(error)}") from error
+            except RedisError as error:
+                raise RedisRefused(f"Redis refused: {_reason(error)}") from error
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, _LONGEST_DELAY_S)
+
+
+def _source(name: str) -> str:
+    return (files("protostar_client") / "lua" / f"{name}.lua").read_text(encoding="utf-8")
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).rstrip(".")
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,152 @@
+"""The lexical index: what a text's terms are, how they are stored, and BM25 over them in SQL.
+
+Terms are character bigrams of Hangul, Han and Kana and the stems of other words, so Korean is found without a
+morphological analyser. The index consists of segments. In a segment, each term has one row with an integer for
+every chunk that holds it: the chunk's ordinal in the segment, the term's frequency there, and the chunk's length.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+import unicodedata
+from array import array
+from collections import Counter
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Final
+
+import snowballstemmer
+
+TERMS_VERSION: Final = 1
+MAX_SEGMENT_CHUNKS: Final = 1 << 19
+
+_HEADING_WEIGHT: Final = 2
+_LONGEST_TERM: Final = 40
+_INT4_OID: Final = 23
+_LENGTH_BITS: Final = 7
+_FREQUENCY_BITS: Final = 5
+_STEPS_AN_OCTAVE: Final = 8
+_LENGTH_MASK: Final = (1 << _LENGTH_BITS) - 1
+_FREQUENCY_MASK: Final = (1 << _FREQUENCY_BITS) - 1
+
+_SYLLABLES: Final = "가-힣"
+_IDEOGRAPHS: Final = "぀-ヿ㐀-䶿一-鿿"
+_LETTER: Final = rf"[^\W_{_SYLLABLES}{_IDEOGRAPHS}]"
+_RUNS = re.compile(rf"([{_SYLLABLES}]+)|([{_IDEOGRAPHS}]+)|({_LETTER}+(?:[._]+{_LETTER}+)*)")
+_CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_IS_CAMEL = re.compile(r"[a-z][A-Z]")
+_PARTICLES: Final = frozenset("은는이가을를의에도로와과만")
+_STOPWORDS: Final = frozenset(
+    "a an and are as at be but by can do does for from had has have how i if in into is it its me my no not of on "
+    "or our should so than that the their them then there these they this to was we were what when where which "
+    "who why will with would you your about tell please".split()
+)
+
+_stemmer = snowballstemmer.stemmer("english")
+
+
+@lru_cache(maxsize=65_536)
+def _stem(word: str) -> str:
+    return str(_stemmer.stemWord(word)) if word.isascii() else word
+
+
+def terms(text: str) -> list[str]:
+    """The index terms of a text, in order, with repetitions. Function words of English are none."""
+    found: list[str] = []
+    for syllables, ideographs, word in _RUNS.findall(unicodedata.normalize("NFKC", text)):
+        if syllables:
+            _add_bigrams(found, syllables)
+        elif ideographs:
+            _add_bigrams(found, ideographs)
+        else:
+            _add_word(found, word)
+    return found
+
+
+def _add_bigrams(found: list[str], run: str) -> None:
+    if len(run) == 1:
+        if run not in _PARTICLES:
+            found.append(run)
+        return
+    found.extend(map("".join, zip(run, run[1:], strict=False)))
+    if len(run) == 2 and run[1] in _PARTICLES:
+        found.append(run[0])  # "큐는" is found by "큐"
+
+
+def _add_word(found: list[str], word: str) -> None:
+    if word.isalpha() and not _IS_CAMEL.search(word):
+        lowered = word.lower()
+        if lowered not in _STOPWORDS:
+            found.append(_stem(lowered[:_LONGEST_TERM]))
+        return
+    whole = word.lower()[:_LONGEST_TERM]
+    parts = {_stem(part.lower()[:_LONGEST_TERM]) for part in _parts(word)} - _STOPWORDS
+    found.append(whole)
+    found.extend(sorted(parts - {whole}))
+
+
+def _parts(word: str) -> Iterable[str]:
+    for part in re.split(r"[._]+", word):
+        yield part
+        if _IS_CAMEL.search(part):
+            yield from _CAMEL.findall(part)
+
+
+def term_frequencies(text: str, heading: str, title: str) -> tuple[Counter[str], int]:
+    """The weighted frequencies of a chunk's terms, and its length in terms.
+
+    A term of the heading path or of the document's title counts as often as one that stands in the text twice more.
+    """
+    frequencies = Counter(terms(text))
+    length = frequencies.total()
+    for term in set(terms(heading)) | set(terms(title)):
+        frequencies[term] += _HEADING_WEIGHT
+    return frequencies, length
+
+
+def length_step(length: int) -> int:
+    """A chunk's length as it is stored: eighths of an octave."""
+    return min(round(_STEPS_AN_OCTAVE * math.log2(max(length, 1))), _LENGTH_MASK)
+
+
+LENGTHS: Final = [2 ** (step / _STEPS_AN_OCTAVE) for step in range(_LENGTH_MASK + 1)]
+"""The length, in terms, of every step."""
+
+
+class PostingsDraft:
+    """The postings of one segment while it is being filled; nothing here speaks to the database."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, array[int]] = {}
+        self.chunk_count = 0
+        self.term_count = 0
+
+    def add(self, frequencies: Counter[str], length: int) -> None:
+        """Add the next chunk."""
+        # An array element of PostgreSQL's binary COPY is its size, 4, and its value: one 64-bit number.
+        base = 4 << 32 | self.chunk_count << (_FREQUENCY_BITS + _LENGTH_BITS) | length_step(length)
+        entries = self._entries
+        for term, frequency in frequencies.items():
+            entry = base | min(frequency, _FREQUENCY_MASK) << _LENGTH_BITS
+            row = entries.get(term)
+            if row is None:
+                entries[term] = array("Q", (entry,))
+            else:
+                row.append(entry)
+        self.chunk_count += 1
+        self.term_count += length
+
+    def copy_data(self, segment_id: int) -> bytes:
+        """The rows of `postings`, in order of their terms, for `COPY postings FROM STDIN (FORMAT binary)`."""
+        segment = struct.pack("!iq", 8, segment_id)
+        parts = [b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0"]
+        for key, entries in sorted((term.encode(), row) for term, row in self._entries.items()):
+            size = 20 + 8 * len(entries)
+            head = struct.pack("!iiiiii", size, 1, 0, _INT4_OID, len(entries), 1)
+            swapped = array("Q", entries)
+            swapped.byteswap()
+            parts += (struct.pack("!hi", 3, len(key)), key, segment, head, swapped.tobytes())
+        parts.append(struct.pack("!h", -1))
+        return b"".join(parts)

@@ -1,0 +1,181 @@
+"""What an OpenAI-compatible body or chunk says, read with suspicion and without building typed models.
+
+Typed parsing costs five to twenty times as much a token, and trusts the server's word.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from protostar_client.contract import Usage
+
+from rag.providers.errors import Translator
+from rag.providers.protocol import Completion, CompletionRequest, Finish
+
+
+class AnswerReader:
+    """Folds the chunks of a stream: text as it comes, and at the end what the chunks said of the whole."""
+
+    def __init__(self, request: CompletionRequest, translator: Translator) -> None:
+        self._prompt = prompt_texts(request)
+        self._translator = translator
+        self._model = request.model
+        self._usage: Usage | None = None
+        self._half = ""
+        self.finish_reason: str | None = None
+
+    def take(self, chunk: dict[str, Any]) -> tuple[str, bool]:
+        """The chunk's text, and whether it held a token: one of reasoning is a token without text.
+
+        Raises:
+            ProviderError: the chunk holds an error in place of text.
+        """
+        choice = _first_choice(chunk)
+        if error_of(chunk) or error_of(choice):
+            raise self._translator.of_body(
+                chunk if error_of(chunk) else choice, status=200, prompt=self._prompt
+            )
+        self._model = _text(chunk.get("model")) or self._model
+        self._usage = usage_of(chunk) or self._usage
+        self.finish_reason = _text(choice.get("finish_reason")) or self.finish_reason
+        delta = _mapping(choice.get("delta"))
+        thought = _text(delta.get("reasoning")) or _text(delta.get("reasoning_content"))
+        text = _text(delta.get("content"))
+        return self._whole_characters(text), bool(text or thought)
+
+    def finish(self) -> Finish:
+        """The ending.
+
+        Raises:
+            ProviderError: no finish reason arrived, or it says that the answer is none.
+        """
+        reason = check_finish_reason(self.finish_reason, self._translator)
+        return Finish(finish_reason=reason, model=self._model, usage=self._usage)
+
+    def _whole_characters(self, text: str) -> str:
+        """Join a character that was cut into two escapes, one a chunk."""
+        text, self._half = self._half + text, ""
+        if text and "\ud800" <= text[-1] <= "\udbff":
+            text, self._half = text[:-1], text[-1]
+        if text.isascii():
+            return text
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def json_object(text: str, translator: Translator) -> dict[str, Any]:
+    """The JSON object of a response's body.
+
+    Raises:
+        ProviderError: the body is something else.
+    """
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict):
+        raise translator.unavailable("answered with something else than JSON; check the base URL")
+    return body
+
+
+def completion_of(body: Mapping[str, Any], request: CompletionRequest, translator: Translator) -> Completion:
+    """The answer of a body that is not streamed.
+
+    Raises:
+        ProviderError: the body holds no whole answer.
+    """
+    choice = _first_choice(body)
+    if error_of(body) or error_of(choice):
+        holder = body if error_of(body) else choice
+        raise translator.of_body(holder, status=200, prompt=prompt_texts(request))
+    return Completion(
+        text=_text(_mapping(choice.get("message")).get("content")),
+        finish_reason=check_finish_reason(_text(choice.get("finish_reason")), translator),
+        model=_text(body.get("model")) or request.model,
+        usage=usage_of(body),
+    )
+
+
+def vectors_of(body: Mapping[str, Any], texts: Sequence[str], translator: Translator) -> list[list[float]]:
+    """The vectors of an embeddings body, in the order of `texts`.
+
+    Raises:
+        ProviderError: the body does not hold one vector a text, all of one length.
+    """
+    if error_of(body):
+        raise translator.of_body(body, status=200, prompt=texts)
+    found = body.get("data")
+    rows = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
+    by_index = {row.get("index", position): row.get("embedding") for position, row in enumerate(rows)}
+    vectors = [by_index.get(position) for position in range(len(texts))]
+    if len(rows) != len(texts) or not _are_vectors(vectors):
+        raise translator.unavailable(f"did not give one vector for each of {len(texts)} texts")
+    return [[float(number) for number in vector or ()] for vector in vectors]
+
+
+def usage_of(body: Mapping[str, Any]) -> Usage | None:
+    """The provider's count of tokens, and OpenRouter's cost; None unless both counts are there."""
+    usage = _mapping(body.get("usage"))
+    input_tokens, output_tokens = _number(usage.get("prompt_tokens")), _number(usage.get("completion_tokens"))
+    if input_tokens is None or output_tokens is None:
+        return None
+    cost = _number(usage.get("cost"))
+    return Usage(input_tokens=int(input_tokens), output_tokens=int(output_tokens), cost=cost)
+
+
+def error_of(body: Mapping[str, Any]) -> bool:
+    """Whether a body, a chunk or a choice holds an error."""
+    return bool(body.get("error"))
+
+
+def check_finish_reason(reason: str | None, translator: Translator) -> str:
+    """The reason itself, if an answer may end with it.
+
+    Raises:
+        ProviderError: there is none, or the provider failed or filtered the answer.
+    """
+    if not reason:
+        raise translator.unavailable("ended the answer without a finish reason")
+    if reason == "error":
+        raise translator.unavailable("failed in the middle of the answer")
+    if reason == "content_filter":
+        raise translator.filtered()
+    return reason
+
+
+def prompt_texts(request: CompletionRequest) -> list[str]:
+    """The texts of a prompt, which no error message may quote."""
+    return [message["content"] for message in request.messages]
+
+
+def _first_choice(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    choices = body.get("choices")
+    return _mapping(choices[0]) if isinstance(choices, list) and choices else {}
+
+
+def _are_vectors(vectors: Sequence[object]) -> bool:
+    if not all(isinstance(vector, list) and vector for vector in vectors):
+        return False
+    lists = [vector for vector in vectors if isinstance(vector, list)]
+    numbers = all(type(number) in (int, float) for vector in lists for number in vector)
+    return numbers and len({len(vector) for vector in lists}) <= 1
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) and number >= 0 else None
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""

@@ -1,0 +1,225 @@
+"""From a provider's statuses, bodies and exceptions to the one family of errors."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+
+from rag.providers.protocol import (
+    ContentFilteredError,
+    ContextLengthError,
+    FatalProviderError,
+    ProviderError,
+    ProviderUnavailableError,
+    RateLimitedError,
+)
+
+_SHOWN_CHARACTERS: Final = 200
+_QUOTE_CHARACTERS: Final = 12
+"""A run of so many characters that the provider's message shares with the prompt is a quotation."""
+
+_CONTEXT_LENGTH: Final = re.compile(
+    r"context[ _-]?(?:length|window|size)|maximum (?:context|prompt|input)"
+    r"|(?:prompt|input) is too long|too many (?:input )?tokens",
+    re.IGNORECASE,
+)
+_CONTENT_FILTER: Final = re.compile(
+    r"content_(?:filter|policy)|content management policy|moderation|flagged", re.IGNORECASE
+)
+_NO_CREDIT: Final = re.compile(r"insufficient_quota|billing|insufficient_credits", re.IGNORECASE)
+_RATE_LIMIT: Final = re.compile(r"rate_?limit", re.IGNORECASE)
+_REFUSED: Final = re.compile(
+    r"invalid_request|invalid_api_key|authentication|permission|not_found", re.IGNORECASE
+)
+_KEY_LIKE: Final = re.compile(r"\b(?:sk|pk|key)-[\w*.-]{4,}|\bBearer\s+\S+")
+
+_TRANSPORT_FAULTS: Final = {"TransportError", "StreamError", "DecodingError", "NoResponseError"}
+_OUR_FAULTS: Final = {"UnsupportedProtocol", "LocalProtocolError"}
+
+_ADVICE: Final = {
+    401: "check the API key",
+    402: "check the account's credit",
+    403: "check what the API key may do",
+    404: "check the model's name and the base URL",
+}
+
+
+class Translator:
+    """Makes the errors of one provider. Its messages never hold the key or a piece of a prompt."""
+
+    def __init__(self, provider: str, *, api_key: str) -> None:
+        self._provider = provider
+        self._api_key = api_key
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Let nothing but `ProviderError` out.
+
+        The original is not chained: an SDK's exceptions carry bodies and headers, and a log would print them.
+        """
+        try:
+            yield
+        except ProviderError:
+            raise
+        except Exception as error:
+            raise self.of_exception(error) from None
+
+    def of_exception(self, error: Exception) -> ProviderError:
+        """The error for what httpx, or an SDK around it, raised."""
+        kind = type(error).__name__
+        if _is_transport_error(error):
+            return ProviderUnavailableError(
+                f"{self._provider} can't be reached or broke off ({kind}); try again later"
+            )
+        return FatalProviderError(
+            f"{self._provider} could not be asked ({kind}); check its key, base URL and version"
+        )
+
+    def of_body(
+        self,
+        body: object,
+        *,
+        status: int,
+        headers: Mapping[str, str] | None = None,
+        prompt: Sequence[str] = (),
+    ) -> ProviderError:
+        """The error for a body, or for a chunk, that holds an `error`; `status` is the response's own."""
+        details = _details(body)
+        status = status if status >= 400 else _status_in(details.get("code")) or status
+        said = str(details.get("message") or "")
+        marks = " ".join(str(details.get(name) or "") for name in ("code", "type", "message"))
+        message = self._message(status, said, prompt)
+        return _classify(status, marks, message, retry_after_s(headers or {}))
+
+    def of_response(
+        self, status: int, text: str, headers: Mapping[str, str], prompt: Sequence[str]
+    ) -> ProviderError:
+        """The error for a whole response, whatever its body is."""
+        try:
+            body = json.loads(text)
+        except (ValueError, RecursionError):
+            body = None
+        if status < 400 and not _details(body):
+            return self.unavailable("answered with something else than a completion; check the base URL")
+        return self.of_body(body, status=status, headers=headers, prompt=prompt)
+
+    def unavailable(self, what: str) -> ProviderUnavailableError:
+        """The error for an answer that is no whole answer."""
+        return ProviderUnavailableError(f"{self._provider} {what}")
+
+    def filtered(self) -> ContentFilteredError:
+        """The error for an answer that the provider cut off for its content."""
+        return ContentFilteredError(
+            f"{self._provider} filtered the answer for its content; ask in another way"
+        )
+
+    def _message(self, status: int, said: str, prompt: Sequence[str]) -> str:
+        answered = (
+            f"{self._provider} answered {status}" if status >= 400 else f"{self._provider} reported an error"
+        )
+        advice = _ADVICE.get(status, "")
+        return ": ".join(filter(None, (answered, self._safe(said, prompt)))) + (
+            f" ({advice})" if advice else ""
+        )
+
+    def _safe(self, said: str, prompt: Sequence[str]) -> str:
+        if self._api_key:
+            said = said.replace(self._api_key, "***")
+        said = " ".join(_KEY_LIKE.sub("***", said).split())
+        if any(_quotes(said, text) for text in prompt):
+            return "its message quotes the request and is left out"
+        return said[:_SHOWN_CHARACTERS]
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait as the headers say, by number or by HTTP date; None where they don't say."""
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    value = headers.get("retry-after", "")
+    seconds = _number(value)
+    if seconds is not None:
+        return seconds
+    try:
+        at = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    # A date in "-0000" has no zone; HTTP dates are in UTC.
+    at = at if at.tzinfo else at.replace(tzinfo=UTC)
+    return max(0.0, (at - datetime.now(UTC)).total_seconds())
+
+
+def _classify(status: int, marks: str, message: str, wait_s: float | None) -> ProviderError:
+    if _NO_CREDIT.search(marks) and status in (402, 429):
+        return FatalProviderError(message)
+    if status == 429:
+        return RateLimitedError(message, retry_after_s=wait_s)
+    if status not in (401, 402, 404) and _CONTENT_FILTER.search(marks):
+        return ContentFilteredError(message)
+    if status not in (401, 402, 403, 404) and _CONTEXT_LENGTH.search(marks):
+        return ContextLengthError(message)
+    if status < 400:
+        return _classify_unnumbered(marks, message, wait_s)
+    if status >= 500 or status in (408, 409, 425):
+        return ProviderUnavailableError(message, retry_after_s=wait_s)
+    return FatalProviderError(message)
+
+
+def _classify_unnumbered(marks: str, message: str, wait_s: float | None) -> ProviderError:
+    if _RATE_LIMIT.search(marks):
+        return RateLimitedError(message, retry_after_s=wait_s)
+    if _REFUSED.search(marks):
+        return FatalProviderError(message)
+    return ProviderUnavailableError(message, retry_after_s=wait_s)
+
+
+def _details(body: object) -> dict[str, Any]:
+    """The error object of a body: OpenAI's `error`, or the `message` or `detail` of other servers."""
+    if not isinstance(body, dict):
+        return {}
+    error = body.get("error")
+    if isinstance(error, dict):
+        return error
+    said = error or body.get("message") or body.get("detail")
+    return {"message": said, "code": body.get("code")} if isinstance(said, str) else {}
+
+
+def _status_in(code: object) -> int | None:
+    """The HTTP status that an error of OpenRouter carries in place of a name."""
+    number = _number(str(code)) if isinstance(code, int | str) else None
+    return int(number) if number is not None and 400 <= number < 600 else None
+
+
+def _is_transport_error(error: BaseException) -> bool:
+    """Whether the network or the other side failed; a wrong URL or header is ours.
+
+    By name: httpx and httpx2 name their errors alike, and which of them an SDK uses is its own affair.
+    """
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if names & _OUR_FAULTS:
+        return False
+    if names & _TRANSPORT_FAULTS or isinstance(error, OSError):
+        return True
+    return error.__cause__ is not None and _is_transport_error(error.__cause__)
+
+
+def _quotes(said: str, text: str) -> bool:
+    text = " ".join(text.split())
+    if len(text) <= _QUOTE_CHARACTERS:
+        return bool(text) and text in said
+    starts = range(len(said) - _QUOTE_CHARACTERS + 1)
+    return any(said[start : start + _QUOTE_CHARACTERS] in text for start in starts)
+
+
+def _number(value: str | None) -> float | None:
+    try:
+        number = float(value or "")
+    except ValueError:
+        return None
+    return max(0.0, number) if math.isfinite(number) else None

@@ -1,0 +1,59 @@
+"""Other models in the place of one that does not answer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+
+from rag.providers.protocol import (
+    CompletionRequest,
+    ContentFilteredError,
+    Provider,
+    ProviderError,
+    StreamPart,
+)
+
+logger = logging.getLogger("protostar.provider")
+
+
+@asynccontextmanager
+async def stream_with_fallback(
+    provider: Provider, request: CompletionRequest, fallback_models: Sequence[str]
+) -> AsyncIterator[AsyncIterator[StreamPart]]:
+    """Stream from the first model that gives a first token, in the order `request.model`, `fallback_models`.
+
+    After the first token nothing falls back: what was read would have to be taken back.
+
+    Raises:
+        ProviderError: the last model's error, or that of a stream already begun.
+    """
+    models = [request.model, *fallback_models]
+    async with AsyncExitStack() as stack:
+        for model in models:
+            attempt = AsyncExitStack()
+            try:
+                parts = await attempt.enter_async_context(provider.stream(replace(request, model=model)))
+                first = await anext(parts)
+            except ContentFilteredError:
+                await attempt.aclose()
+                raise
+            except ProviderError as error:
+                await attempt.aclose()
+                if model == models[-1]:
+                    raise
+                logger.warning("model_failed model=%s error=%s", model, error)
+                continue
+            except BaseException:
+                await attempt.aclose()
+                raise
+            await stack.enter_async_context(attempt)
+            break
+        yield _chain(first, parts)
+
+
+async def _chain(first: StreamPart, rest: AsyncIterator[StreamPart]) -> AsyncIterator[StreamPart]:
+    yield first
+    async for part in rest:
+        yield part

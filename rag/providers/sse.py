@@ -1,0 +1,88 @@
+"""Server-sent events: bytes in, JSON objects out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, Final
+
+MAX_EVENT_BYTES: Final = 4 * 1024 * 1024
+
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+
+
+class MalformedEventError(ValueError):
+    """An event's data is not a JSON object, or has no end in sight. The message holds nothing of it."""
+
+
+class EventReader:
+    """Reads events, however their bytes are cut. Comments and all fields but `data` are passed over."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._data: list[bytes] = []
+        self._data_bytes = 0
+        self._at_start = True
+        self.done = False
+        """Whether `[DONE]` was read; nothing that follows it is."""
+
+    def feed(self, received: bytes) -> Iterator[dict[str, Any]]:
+        """The events that `received` completes.
+
+        Raises:
+            MalformedEventError: the data of an event is not a JSON object.
+        """
+        lines = (self._rest + received).splitlines(keepends=True)
+        # A carriage return at the end may be the first half of a line end.
+        self._rest = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
+        self._check_length(len(self._rest))
+        for line in lines:
+            yield from self._take(line)
+
+    def end(self) -> Iterator[dict[str, Any]]:
+        """The last event, where the stream ended without the empty line that closes it.
+
+        Raises:
+            MalformedEventError: the stream ended in the middle of it.
+        """
+        rest, self._rest = self._rest, b""
+        yield from self._take(rest)
+        yield from self._take(b"")
+
+    def _take(self, line: bytes) -> Iterator[dict[str, Any]]:
+        if self._at_start:
+            line, self._at_start = line.removeprefix(_BYTE_ORDER_MARK), False
+        line = line.rstrip(b"\r\n")
+        if self.done:
+            return
+        if not line:
+            yield from self._dispatch()
+        elif line == b"data" or line.startswith(b"data:"):
+            value = line[5:].removeprefix(b" ")
+            self._data.append(value)
+            self._data_bytes += len(value)
+            self._check_length(self._data_bytes)
+
+    def _dispatch(self) -> Iterator[dict[str, Any]]:
+        if not self._data:
+            return
+        data = b"\n".join(self._data)
+        self._data, self._data_bytes = [], 0
+        if data.strip() == b"[DONE]":
+            self.done = True
+        elif data.strip():
+            yield _json_object(data)
+
+    def _check_length(self, length: int) -> None:
+        if length > MAX_EVENT_BYTES:
+            raise MalformedEventError(f"an event is longer than {MAX_EVENT_BYTES} bytes")
+
+
+def _json_object(data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data.decode())
+    except (ValueError, RecursionError):
+        raise MalformedEventError("an event is not JSON") from None
+    if not isinstance(value, dict):
+        raise MalformedEventError("an event is not a JSON object")
+    return value

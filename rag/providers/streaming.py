@@ -1,0 +1,153 @@
+"""Reading a streamed answer from an open response, within limits that only tokens move."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeVar, cast
+
+from rag.providers.answer import AnswerReader, prompt_texts
+from rag.providers.errors import Translator
+from rag.providers.protocol import CompletionRequest, ProviderError, StalledError, StreamPart
+from rag.providers.sse import EventReader, MalformedEventError
+
+T = TypeVar("T")
+
+USAGE_WAIT_S: Final = 5.0
+"""How long to wait for the usage once the finish reason is there: the answer is whole without it."""
+
+_ERROR_BODY_BYTES: Final = 64 * 1024
+
+
+class Response(Protocol):
+    """What httpx and httpx2 call a response, as far as it is used here."""
+
+    @property
+    def status_code(self) -> int:
+        """The HTTP status."""
+        ...
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers, in any case of letters."""
+        ...
+
+    def aiter_bytes(self) -> AsyncIterator[bytes]:
+        """The body as it comes, decompressed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds without a token: before the first one, and after one. A whole answer has `first_token_s`."""
+
+    first_token_s: float
+    stall_s: float
+
+
+class Patience:
+    """How long is still waited for a token. Only waiting uses it up, so a slow reader stalls nobody."""
+
+    def __init__(self, provider: str, limits: Limits) -> None:
+        self._provider = provider
+        self._limits = limits
+        self._limit_s = limits.first_token_s
+        self._left_s = limits.first_token_s
+
+    async def wait(self, awaitable: Awaitable[T]) -> T:
+        """Await within what is left.
+
+        Raises:
+            StalledError: nothing came in time.
+        """
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        limit = asyncio.timeout(self._left_s)
+        try:
+            async with limit:
+                return await awaitable
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise StalledError(
+                f"{self._provider} sent no token within {self._limit_s:g} s; try again"
+            ) from None
+        finally:
+            self._left_s -= loop.time() - start
+
+    def renew(self) -> None:
+        """A token came."""
+        self._limit_s = self._left_s = self._limits.stall_s
+
+    def shorten(self) -> None:
+        """The finish reason came: wait for the usage, and not for long."""
+        self._left_s = min(self._left_s, USAGE_WAIT_S)
+
+
+async def read_parts(
+    response: Response, request: CompletionRequest, *, patience: Patience, translator: Translator
+) -> AsyncGenerator[StreamPart, None]:
+    """The parts of an answer that is being streamed.
+
+    Raises:
+        ProviderError: the answer broke off, stalled, or is none.
+    """
+    if not _may_be_events(response):
+        with translator.guard():
+            raise await patience.wait(_error_of(response, request, translator))
+    answer = AnswerReader(request, translator)
+    async with aclosing(_chunks(response, patience, translator)) as chunks:
+        try:
+            async for chunk in chunks:
+                text, is_token = answer.take(chunk)
+                if is_token:
+                    patience.renew()
+                if text:
+                    yield text
+                if answer.finish_reason:
+                    patience.shorten()
+        except ProviderError:
+            # What breaks after the finish reason breaks nothing of the answer.
+            if not answer.finish_reason:
+                raise
+    yield answer.finish()
+
+
+async def _chunks(
+    response: Response, patience: Patience, translator: Translator
+) -> AsyncGenerator[dict[str, Any], None]:
+    events = EventReader()
+    # httpx promises an iterator and gives a generator, which must be closed before its connection is.
+    async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_bytes())) as received:
+        while not events.done:
+            with translator.guard():
+                data = await patience.wait(anext(received, None))
+            for chunk in _well_formed(events.end() if data is None else events.feed(data), translator):
+                yield chunk
+            if data is None:
+                return
+
+
+def _well_formed(events: Iterator[dict[str, Any]], translator: Translator) -> Iterator[dict[str, Any]]:
+    try:
+        yield from events
+    except MalformedEventError as error:
+        # A token may have been in it, so what follows would be an answer with a hole.
+        raise translator.unavailable(f"sent a broken stream: {error}") from None
+
+
+def _may_be_events(response: Response) -> bool:
+    kind = response.headers.get("content-type", "")
+    return "json" not in kind and "html" not in kind
+
+
+async def _error_of(response: Response, request: CompletionRequest, translator: Translator) -> ProviderError:
+    body = b""
+    async for part in response.aiter_bytes():
+        body += part
+        if len(body) > _ERROR_BODY_BYTES:
+            break
+    text = body.decode(errors="replace")
+    return translator.of_response(response.status_code, text, response.headers, prompt_texts(request))

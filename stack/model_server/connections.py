@@ -1,0 +1,56 @@
+"""The server's open connections, so that one can be broken off under a client's feet."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import Final
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+
+Client = tuple[str, int]
+"""Address and port of a client."""
+
+
+class Connections:
+    """Open transports by the client's address."""
+
+    def __init__(self) -> None:
+        self._open: dict[Client, asyncio.Transport] = {}
+
+    def add(self, transport: asyncio.Transport) -> Client:
+        """Remember a new connection."""
+        client: Client = tuple(transport.get_extra_info("peername"))
+        self._open[client] = transport
+        return client
+
+    def remove(self, client: Client) -> None:
+        """Forget a connection that has ended."""
+        self._open.pop(client, None)
+
+    def abort(self, client: Client) -> None:
+        """Break a connection off with a TCP reset: the end that its headers promised never comes."""
+        if transport := self._open.get(client):
+            connection: socket.socket = transport.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            transport.abort()
+
+
+def protocol_class(connections: Connections) -> type[asyncio.Protocol]:
+    """uvicorn's HTTP protocol, telling `connections` of each connection."""
+
+    class Tracked(H11Protocol):
+        _client: Client
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            self._client = connections.add(transport)
+            super().connection_made(transport)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            connections.remove(self._client)
+            super().connection_lost(exc)
+
+    return Tracked

@@ -1,0 +1,50 @@
+"""What every job function finds in its `ctx`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NotRequired, TypedDict
+
+from arq.connections import ArqRedis
+
+from rag.prompt_files import Prompts
+from rag.providers import Provider
+from rag.tokens import TokenCounter
+from settings import Settings
+from tasks.events import EventLog
+from tasks.outbox import OutboxRelay
+from tasks.queue import Claim
+
+if TYPE_CHECKING:
+    from tasks.turns import Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What the worker makes once at start and its jobs share."""
+
+    settings: Settings
+    provider: Provider
+    prompts: Prompts
+    tokens: TokenCounter
+    events: EventLog
+    outbox: OutboxRelay
+    raise_attempt: Callable[[Claim, int], Awaitable[bool]]
+
+
+class Context(TypedDict):
+    """ARQ's context, with ours."""
+
+    redis: ArqRedis
+    """ARQ's pool."""
+    job_id: str
+    """ARQ's job id: the producer's idempotency key."""
+    job_try: int
+    """The number of this attempt; it fences its effects."""
+    claim: Claim
+    """The claim this attempt works on."""
+    tools: Tools
+    """The worker's tools."""
+    turn: NotRequired[Turn]
+    """The turn, once a chat job has opened it; its ending is told through it."""

@@ -1,0 +1,32 @@
+"""The job that brings the corpus index up to date, by cron and on demand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from protostar_client.contract import ErrorCode, JobError, ReindexResult
+from rag.index import ReindexRunning, reindex
+
+from rag.corpus import CorpusError
+from tasks.context import Context
+
+
+async def reindex_corpus(ctx: Context, full: bool = False) -> dict[str, Any]:
+    """Index what has changed in the corpus folder, or with `full` everything.
+
+    Returns:
+        A `ReindexResult`.
+
+    Raises:
+        JobError: the folder can't be read, or another reindexer is at work.
+    """
+    settings = ctx["tools"].settings
+    if not isinstance(full, bool):
+        raise JobError(ErrorCode.INVALID_REQUEST, "full: give true or false")
+    try:
+        result: ReindexResult = await reindex(
+            settings.corpus_dir, max_tokens=settings.chunk_tokens, overlap=settings.chunk_overlap, full=full
+        )
+    except (CorpusError, ReindexRunning) as error:
+        raise JobError(ErrorCode.INVALID_REQUEST, str(error)) from None
+    return result.model_dump()

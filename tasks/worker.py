@@ -1,0 +1,400 @@
+"""Our ARQ worker: claims by script, owns leases, keeps turns, finishes only what it still holds.
+
+`arq_settings.py` puts it at `arq.worker.Worker`, so that ARQ's own command runs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import os
+import re
+import signal
+import socket
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from secrets import token_hex
+from typing import Any, ClassVar, Final
+
+import arq.worker
+from arq.connections import ArqRedis, log_redis_info
+from arq.constants import default_queue_name
+from arq.utils import timestamp_ms
+from protostar_client import keys
+from protostar_client.contract import JobError
+from redis.asyncio import ConnectionPool
+from redis.exceptions import RedisError
+
+from tasks.attempt import Attempt, Ending, LeaseLostError, Outcome, run_attempt
+from tasks.lease import Heartbeat
+from tasks.queue import Claim, Queue
+from tasks.reaper import Reaper
+from tasks.settle import Settler
+
+logger = logging.getLogger("protostar.worker")
+
+POLL_S: Final = 0.25  # bounds how long a job waits whose producer publishes nothing
+TEND_S: Final = 0.5
+REDIS_TIMEOUT_S: Final = 5.0
+DRAIN_S: Final = 8.0  # for handing jobs over once the grace time is up
+LEASE_TTL_EXTRA_S: Final = 600.0
+DEFAULT_CLASS: Final = "default"
+
+Hook = Callable[[dict[Any, Any]], Awaitable[Any]]
+OnFailure = Callable[[dict[Any, Any], "Attempt", JobError | asyncio.CancelledError], Awaitable[None]]
+
+
+class StartupError(Exception):
+    """The worker can't start; the message is one line that says why and what to do."""
+
+
+class Worker(arq.worker.Worker):
+    """ARQ's worker with its own loop. Takes ARQ's parameters and these:
+
+    Args:
+        redis_url: the queue's Redis; needed unless `redis_pool` is given.
+        lease_s: after how long the jobs of a lost host are taken over.
+        classes: function name -> class; jobs of one class share its slots.
+        slots: class -> jobs at once; what has no class shares `max_jobs`.
+        turn_function: the function whose jobs are turns of a session.
+        on_job_failure: told of every job that ends without a result, before it is finished.
+    """
+
+    # ARQ takes from the settings class what the signature of its Worker names.
+    __signature__: ClassVar[inspect.Signature]
+
+    def __init__(
+        self,
+        functions: Sequence[Any] = (),
+        *,
+        redis_url: str | None = None,
+        lease_s: float = 15,
+        classes: Mapping[str, str] | None = None,
+        slots: Mapping[str, int] | None = None,
+        turn_function: str = "",
+        on_job_failure: OnFailure | None = None,
+        **stock: Any,
+    ) -> None:
+        super().__init__(functions, **stock)
+        if self.queue_name != default_queue_name:
+            raise ValueError(f"this worker serves ARQ's default queue {default_queue_name!r} only")
+        self.owner = f"{re.sub(r'[^A-Za-z0-9.-]', '-', socket.gethostname())}-{os.getpid()}-{token_hex(4)}"
+        self._redis_url = redis_url
+        self._lease_ms = int(lease_s * 1000)
+        self._on_job_failure = on_job_failure
+        self._classes = dict(classes or {})
+        self._slots = {DEFAULT_CLASS: self.max_jobs, **(slots or {})}
+        self._turn_function = turn_function
+        self._attempts: dict[bytes, Attempt] = {}
+        self._busy: Counter[str] = Counter()
+        self._wake = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    def class_of(self, function: str) -> str:
+        """The class whose slots a function's jobs take."""
+        return self._classes.get(function, DEFAULT_CLASS)
+
+    def run(self) -> None:
+        """Run until stopped; a start that fails ends the process with one line and exit code 1."""
+        self.main_task = self.loop.create_task(self.main())
+        try:
+            self.loop.run_until_complete(self.main_task)
+        except StartupError as error:
+            raise SystemExit(f"protostar: {error}") from None
+        finally:
+            self.loop.run_until_complete(self.close())
+
+    async def main(self) -> None:
+        """Serve the queue until a signal, or in burst mode until it is empty."""
+        if self._pool is None:
+            self._pool = self._make_pool()
+        await self._ping()
+        self._queue = Queue(
+            self.pool,
+            owner=self.owner,
+            lease_ms=self._lease_ms,
+            classes={name: self.class_of(name) for name in self.functions},
+            turn_function=self._turn_function,
+            lease_ttl_ms=self._lease_ttls_ms(),
+        )
+        self._settler = Settler(self, self._queue)
+        self.ctx |= {"redis": self.pool, "queue": self._queue}
+        logger.info("worker_starting owner=%s functions=%s", self.owner, ",".join(self.functions))
+        await log_redis_info(self.pool, logger.info)
+        if self.on_startup:
+            await self.on_startup(self.ctx)
+        heartbeat = self._make_heartbeat()
+        await asyncio.to_thread(heartbeat.start)
+        chores = [
+            asyncio.create_task(chore, name=name)
+            for name, chore in (
+                ("listen", self._listen()),
+                ("tend", self._tend()),
+                ("reap", Reaper(self.pool, self._queue).run()),
+            )
+        ]
+        try:
+            await self._serve()
+            await self._drain()
+        finally:
+            for chore in chores:
+                chore.cancel()
+            await asyncio.gather(*chores, return_exceptions=True)
+            await asyncio.to_thread(heartbeat.stop)
+            await self._leave()
+
+    async def _serve(self) -> None:
+        while not self._stop.is_set():
+            self._wake.clear()
+            try:
+                wait_s = await self._claim()
+                if self.burst and await self._burst_is_over():
+                    return
+            except (RedisError, OSError, TimeoutError) as error:
+                logger.warning("claim_failed error=%s", error)
+                await self._reconcile()
+                wait_s = 1.0
+            if wait_s > 0:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), wait_s)
+
+    async def _claim(self) -> float:
+        """Claim what is ready and start it; returns how long there is nothing to do, in seconds."""
+        if not self.allow_pick_jobs:
+            return POLL_S
+        free = {name: slots - self._busy[name] for name, slots in self._slots.items()}
+        if self.burst and self.max_burst_jobs >= 0:
+            left = max(0, self.max_burst_jobs - self._jobs_started())
+            free = {name: min(slots, left) for name, slots in free.items()}
+        claimed = await self._queue.claim(free)
+        for claim in claimed.claims:
+            self._start(claim)
+        if claimed.has_more:
+            return 0.0
+        until_due_s = (claimed.next_due_ms - timestamp_ms()) / 1000 if claimed.next_due_ms >= 0 else POLL_S
+        return min(POLL_S, max(0.001, until_due_s))
+
+    def _start(self, claim: Claim, *, takes_slot: bool = True) -> None:
+        attempt = Attempt(claim, job_deserializer=self.job_deserializer)
+        slot = self.class_of(attempt.function) if takes_slot else ""
+        self._attempts[claim.id] = attempt
+        self._busy[slot] += 1
+        task = self.loop.create_task(self._run_and_settle(attempt), name=f"job:{claim.job_id}")
+        self.tasks[claim.job_id] = task
+        task.add_done_callback(lambda done: self._ended(attempt, slot, done))
+
+    async def _run_and_settle(self, attempt: Attempt) -> None:
+        attempt.ctx = {**self.ctx, **attempt.context()}
+        await self._hook(self.on_job_start, attempt.ctx)
+        outcome: Outcome = await run_attempt(self, attempt)
+        if isinstance(outcome, JobError) or outcome is Ending.CANCELLED:
+            outcome = await self._tell(attempt, outcome)
+        await self._hook(self.on_job_end, attempt.ctx)
+        await self._settler.settle(attempt, outcome)
+        await self._hook(self.after_job_end, attempt.ctx)
+
+    async def _tell(self, attempt: Attempt, outcome: Outcome) -> Outcome:
+        """Let the job's reader know how it ended; where that fails, the job is kept for another attempt."""
+        if self._on_job_failure is None:
+            return outcome
+        error = outcome if isinstance(outcome, JobError) else asyncio.CancelledError()
+        try:
+            await self._on_job_failure(attempt.ctx, attempt, error)
+        except LeaseLostError:
+            return Ending.LOST
+        except Exception as problem:
+            logger.exception("ending_not_told job_id=%s", attempt.job_id)
+            return await self._settler.untold(attempt, outcome, problem)
+        return outcome
+
+    async def _hook(self, hook: Hook | None, ctx: dict[Any, Any]) -> None:
+        if hook is None:
+            return
+        try:
+            await hook(ctx)
+        except Exception:
+            logger.exception("hook_failed hook=%r job_id=%s", hook, ctx.get("job_id"))
+
+    def _ended(self, attempt: Attempt, slot: str, task: asyncio.Task[None]) -> None:
+        self._busy[slot] -= 1
+        if self._attempts.get(attempt.claim.id) is attempt:
+            del self._attempts[attempt.claim.id]
+            self.tasks.pop(attempt.claim.job_id, None)
+        if not task.cancelled() and (error := task.exception()):
+            logger.error("attempt_broke job_id=%s", attempt.job_id, exc_info=error)
+        self._wake.set()
+
+    async def _burst_is_over(self) -> bool:
+        if 0 <= self.max_burst_jobs <= self._jobs_started():
+            await asyncio.gather(*self.tasks.values())
+            return True
+        return not self.tasks and await self.pool.zcard(self.queue_name) == 0
+
+    async def _reconcile(self) -> None:
+        """After a claim without a reply: give back what Redis may have handed to nobody."""
+        try:
+            await self._queue.reconcile(list(self._attempts))
+        except (RedisError, OSError, TimeoutError):
+            self.loop.call_later(1.0, lambda: self._background(self._reconcile()))
+
+    def _background(self, work: Any) -> None:
+        task = self.loop.create_task(work)
+        self._references.add(task)
+        task.add_done_callback(self._references.discard)
+
+    _references: ClassVar[set[asyncio.Task[None]]] = set()
+
+    async def _listen(self) -> None:
+        """Wake the loop whenever a producer or a script says that there is something to do."""
+        while True:
+            try:
+                async with self.pool.pubsub() as pubsub:
+                    await pubsub.subscribe(keys.WAKE)
+                    self._wake.set()
+                    while True:
+                        if await pubsub.get_message(ignore_subscribe_messages=True, timeout=5.0):
+                            self._wake.set()
+            except (RedisError, OSError, TimeoutError) as error:
+                logger.warning("listening_failed error=%s", error)
+                await asyncio.sleep(1.0)
+
+    async def _tend(self) -> None:
+        """Aborts and cron, twice a second."""
+        while True:
+            try:
+                if self.allow_abort_jobs:
+                    await self._abort_asked()
+                if not self._stop.is_set():
+                    await self.heart_beat()
+            except (RedisError, OSError, TimeoutError) as error:
+                logger.warning("tending_failed error=%s", error)
+            await asyncio.sleep(TEND_S)
+
+    async def record_health(self) -> None:
+        """Nothing: every beat of the heartbeat records it."""
+
+    async def _abort_asked(self) -> None:
+        running, queued = await self._queue.aborts()
+        for job_id in running:
+            if attempt := self._attempts.get(job_id):
+                attempt.cancel("abort")
+        for claim in queued:
+            self._start(claim, takes_slot=False)
+
+    def _lost_from_thread(self, job_ids: set[bytes]) -> None:
+        self.loop.call_soon_threadsafe(self._lost, job_ids)
+
+    def _lost(self, job_ids: set[bytes]) -> None:
+        for job_id in job_ids:
+            if (attempt := self._attempts.get(job_id)) and attempt.cancel("lost"):
+                logger.warning("lease_lost job_id=%s", attempt.job_id)
+
+    def handle_sig(self, signum: signal.Signals) -> None:
+        """Stop: take nothing new, let jobs finish for the grace time; a second signal hands them over now."""
+        if self._stop.is_set():
+            self._hurry.set()
+        logger.info("worker_stopping signal=%s running=%d", signal.Signals(signum).name, len(self.tasks))
+        self.allow_pick_jobs = False
+        self._stop.set()
+        self._wake.set()
+        if self.on_stop:
+            self.on_stop(signal.Signals(signum))
+
+    handle_sig_wait_for_completion = handle_sig
+
+    async def _drain(self) -> None:
+        running = set(self.tasks.values())
+        if running and self._job_completion_wait and not self._hurry.is_set():
+            either = {
+                asyncio.create_task(self._hurry.wait()),
+                asyncio.create_task(asyncio.wait(running)),
+            }
+            _, unfinished = await asyncio.wait(
+                either, timeout=self._job_completion_wait, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in unfinished:
+                task.cancel()
+        for attempt in list(self._attempts.values()):
+            attempt.cancel("hand_over")
+        if running := set(self.tasks.values()):
+            await asyncio.wait(running, timeout=DRAIN_S)
+
+    async def _leave(self) -> None:
+        """Sign off, so that nobody has to wait for the lease to take over what could not be handed over."""
+        with contextlib.suppress(RedisError, OSError, TimeoutError):
+            await self._queue.reap(self.owner, only_expired=False)
+
+    async def close(self) -> None:
+        """Stop if running, run the shutdown hook, close the connections."""
+        if self.main_task and not self.main_task.done():
+            self.handle_sig(signal.SIGUSR1)
+            await asyncio.gather(self.main_task, return_exceptions=True)
+        if self._pool is None:
+            return
+        await self._hook(self.on_shutdown, self.ctx)
+        with contextlib.suppress(RedisError, OSError, TimeoutError):
+            await self.pool.close(close_connection_pool=True)
+        self._pool = None
+
+    def _health(self) -> str:
+        return (
+            f"j_complete={self.jobs_complete} j_failed={self.jobs_failed} "
+            f"j_retried={self.jobs_retried} j_ongoing={len(self.tasks)}"
+        )
+
+    def _make_heartbeat(self) -> Heartbeat:
+        if self._redis_url is None:
+            raise StartupError("the worker was given no redis_url")
+        return Heartbeat(
+            self._redis_url,
+            owner=self.owner,
+            lease_ms=self._lease_ms,
+            health_key=self.health_check_key,
+            health=self._health,
+            held=lambda: set(self._attempts),
+            on_lost=self._lost_from_thread,
+        )
+
+    def _make_pool(self) -> ArqRedis:
+        if self._redis_url is None:
+            raise StartupError("the worker was given no redis_url")
+        # No retries inside the client: a claim that is sent twice would lose the first reply's jobs.
+        pool: ConnectionPool = ConnectionPool.from_url(
+            self._redis_url, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=2.0
+        )
+        return ArqRedis(
+            pool,
+            job_serializer=self.job_serializer,
+            job_deserializer=self.job_deserializer,
+            default_queue_name=self.queue_name,
+            expires_extra_ms=self.expires_extra_ms,
+        )
+
+    async def _ping(self) -> None:
+        try:
+            await self.pool.ping()
+        except (RedisError, OSError, TimeoutError) as error:
+            raise StartupError(f"Redis can't be used: {error}; check REDIS_URL and the server") from None
+
+    def _lease_ttls_ms(self) -> dict[str, int]:
+        timeouts_s: dict[str, float] = dict.fromkeys(self._slots, 0.0)
+        for name, function in self.functions.items():
+            timeout_s = function.timeout_s or self.job_timeout_s
+            job_class = self.class_of(name)
+            timeouts_s[job_class] = max(timeouts_s[job_class], timeout_s)
+        return {name: int((seconds + LEASE_TTL_EXTRA_S) * 1000) for name, seconds in timeouts_s.items()}
+
+
+def _merged_signature() -> inspect.Signature:
+    stock = dict(inspect.signature(arq.worker.Worker).parameters)
+    ours = inspect.signature(Worker.__init__).parameters
+    for name, parameter in ours.items():
+        if name not in ("self", "stock") and name not in stock:
+            stock[name] = parameter
+    return inspect.Signature(list(stock.values()))
+
+
+Worker.__signature__ = _merged_signature()
