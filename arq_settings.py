@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any, Final, cast
 
 import arq.worker
@@ -21,7 +23,6 @@ from protostar_client.contract import (
 )
 
 from models.database import DatabaseError, connect, tortoise_config
-from rag.corpus import CorpusError, require_corpus
 from rag.prompt_files import PromptsError, load_prompts
 from rag.providers import FatalProviderError, Provider
 from rag.providers.factory import make_provider
@@ -49,6 +50,8 @@ TORTOISE_ORM: Final = tortoise_config(SETTINGS.database_url.get_secret_value())
 arq.worker.Worker = Worker  # type: ignore[misc]
 uvloop.install()
 
+logger = logging.getLogger("protostar.start")
+
 _CLOSE: Final = "close"
 
 
@@ -58,9 +61,9 @@ async def start(ctx: dict[Any, Any]) -> None:
         try:
             await stack.enter_async_context(connect(SETTINGS.database_url.get_secret_value()))
             prompts = load_prompts(SETTINGS.prompts_dir)
-            require_corpus(SETTINGS.corpus_dir)
+            _check_corpus(SETTINGS.corpus_dir)
             provider = _provider()
-        except (DatabaseError, PromptsError, CorpusError, FatalProviderError) as error:
+        except (DatabaseError, PromptsError, FatalProviderError) as error:
             raise StartupError(str(error)) from None
         stack.push_async_callback(provider.close)
         outbox = OutboxRelay(ctx["redis"])
@@ -77,6 +80,16 @@ async def start(ctx: dict[Any, Any]) -> None:
             raise_attempt=ctx["queue"].raise_attempt,
         )
         ctx[_CLOSE] = stack.pop_all()
+
+
+def _check_corpus(folder: Path) -> None:
+    """A folder that is missing is a wrong setting; one that is empty may be filled while the worker runs."""
+    if not folder.is_dir():
+        raise StartupError(
+            f"PROTOSTAR_CORPUS_DIR is wrong: there is no folder {folder}; name one that holds Markdown files"
+        )
+    if not any(folder.iterdir()):
+        logger.warning("corpus_empty folder=%s put Markdown files into it", folder)
 
 
 def _provider() -> Provider:

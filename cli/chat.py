@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import signal
 import sys
 from contextlib import aclosing
 from typing import Annotated, Final
@@ -29,6 +30,7 @@ from cli.errors import CommandError, failing_on
 from cli.output import note, write
 from settings import RedisSettings, SettingsError, load
 
+_INTERRUPTED: Final = 130  # what a shell reports for Ctrl-C
 _PATIENCE_S: Final = 5.0
 _CANCEL_TIMEOUT_S: Final = 5.0
 
@@ -46,6 +48,8 @@ def ask(
     try:
         with failing_on(SettingsError, JobError, JobVanished, EventsExpired, RedisRefused):
             asyncio.run(_ask(load(RedisSettings), question, user or _account_uuid(), session_id, mode))
+    except asyncio.CancelledError:
+        raise typer.Exit(_INTERRUPTED) from None
     except (ConnectionLost, ValueError) as error:
         raise CommandError(f"{error}; check REDIS_URL and the server") from error
     if session is None:
@@ -62,6 +66,7 @@ def _account_uuid() -> UUID:
 
 
 async def _ask(settings: RedisSettings, question: str, user: UUID, session_id: str, mode: str) -> None:
+    _cancel_on_signals()
     redis_url = settings.redis_url.get_secret_value()
     async with ChatClient.connect(redis_url, max_queue=settings.max_queue) as client:
         handle = await client.enqueue(user_uuid=user, session_id=session_id, content=question, mode=mode)
@@ -70,6 +75,14 @@ async def _ask(settings: RedisSettings, question: str, user: UUID, session_id: s
         except (asyncio.CancelledError, BrokenPipeError):
             await _cancel(handle)
             raise
+
+
+def _cancel_on_signals() -> None:
+    # asyncio.run's own handler cancels in the middle of a step, which redis-py can take for a timeout.
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
 
 
 async def _show(handle: JobHandle) -> None:

@@ -111,5 +111,4 @@ class Chunk(Model):
         """Table and keys."""
 
         table = "chunks"
-        unique_together = (("document_id", "generation_id", "position"),)
-        indexes = (Index(fields=("generation_id",)),)
+        indexes = (Index(fields=("document_id", "position")), Index(fields=("generation_id",)))

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
-import snowballstemmer
+import snowballstemmer  # type: ignore[import-untyped]
 
 TERMS_VERSION: Final = 1
 MAX_SEGMENT_CHUNKS: Final = 1 << 19
@@ -150,3 +150,45 @@ class PostingsDraft:
             parts += (struct.pack("!hi", 3, len(key)), key, segment, head, swapped.tobytes())
         parts.append(struct.pack("!h", -1))
         return b"".join(parts)
+
+
+QUERY: Final = """
+WITH live AS MATERIALIZED (
+    SELECT s.id, s.chunk_ids, s.chunk_count, s.term_count
+    FROM segments AS s JOIN generations AS g ON g.id = s.generation_id WHERE g.is_current
+), corpus AS MATERIALIZED (
+    SELECT sum(chunk_count)::float8 AS size, sum(term_count)::float8 / greatest(sum(chunk_count), 1) AS length FROM live
+), norms AS MATERIALIZED (
+    SELECT array_agg($3::float8 * (1 - $4::float8 + $4::float8 * length_of / greatest(corpus.length, 1)) ORDER BY place)
+        AS norm
+    FROM corpus, unnest($5::float8[]) WITH ORDINALITY AS lengths (length_of, place)
+), asked AS (
+    SELECT term, weight FROM unnest($1::text[], $2::float8[]) AS asked (term, weight)
+), found AS MATERIALIZED (
+    SELECT p.term, p.segment_id, p.entries, cardinality(p.entries) AS size
+    FROM asked JOIN postings AS p ON p.term = asked.term COLLATE "C" WHERE p.segment_id IN (SELECT id FROM live)
+), weighted AS MATERIALIZED (
+    SELECT asked.term, asked.weight * ln(1 + (corpus.size - coalesce(df.size, 0) + 0.5) / (coalesce(df.size, 0) + 0.5))
+        AS weight
+    FROM corpus, asked LEFT JOIN (SELECT term, sum(size)::float8 AS size FROM found GROUP BY term) AS df USING (term)
+), entries AS (
+    SELECT found.segment_id, weighted.weight, unnest(found.entries) AS entry FROM found JOIN weighted USING (term)
+), best AS MATERIALIZED (
+    SELECT segment_id, entry >> 12 AS ordinal, sum(weight) AS mass, sum(
+        weight * ($3::float8 + 1) * (entry >> 7 & 31) / ((entry >> 7 & 31) + (SELECT norm FROM norms)[(entry & 127) + 1])
+    ) AS score
+    FROM entries GROUP BY segment_id, ordinal ORDER BY score DESC, segment_id, ordinal LIMIT $6::int
+)
+SELECT chunks.id AS chunk_id, documents.path AS document, chunks.heading, chunks.text, best.score,
+    chunks.start_offset, chunks.end_offset, chunks.token_count,
+    best.mass / greatest((SELECT sum(weight) FROM weighted), 1e-9) AS share
+FROM best JOIN live ON live.id = best.segment_id
+JOIN chunks ON chunks.id = live.chunk_ids[best.ordinal + 1]
+JOIN documents ON documents.id = chunks.document_id
+ORDER BY best.score DESC, chunks.id
+"""
+"""BM25 over the current generation, in one statement and so in one snapshot.
+
+Parameters: terms, their weights, k1, b, `LENGTHS`, how many. `share` is the part of the question's weight whose
+terms the chunk holds, whatever their frequency; a term that the corpus lacks weighs most.
+"""

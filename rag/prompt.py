@@ -2,8 +2,8 @@
 
 The persona is the system message; everything else is one user message that ends with the question. What the
 documents, the page and the conversation say stands before it, fenced as data: no text can close its own block
-or speak as the system. Sent as the assistant's messages, earlier answers would lend its voice to documents they
-quote, and teach the model to answer as briefly as its summaries.
+or speak as the system. Sent as the assistant's messages, earlier answers would lend its voice to what
+they quote, and teach the model to answer as briefly as its summaries.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Prompt(Generic[P]):
 
     `passages` are those it holds, best first; `turns` is how many of the newest turns it holds. `token_count`
     includes what the chat format adds and leaves the answer its reserve. With `fence`, the same parts make
-    the same prompt again.
+    the same prompt again. `page_is_cut` also where no room was left for any of the page.
     """
 
     messages: list[ChatMessage]
@@ -196,7 +196,7 @@ class _Filler(Generic[P]):
         return filling
 
     def _take_page(self, filling: _Filling[P], room: int, *, cut: bool) -> int:
-        if not self._page or filling.page or room <= 0:
+        if not self._page or filling.page:
             return 0
         filling.page_is_cut = cut
         note = f"\n{PAGE_CUT_NOTE}" if cut else ""

@@ -13,7 +13,7 @@ from types import FunctionType
 from typing import Final
 
 import tiktoken
-import tiktoken_ext.openai_public as openai_encodings
+import tiktoken_ext.openai_public as openai_encodings  # type: ignore[import-untyped]
 from tiktoken.model import encoding_name_for_model
 
 DEFAULT_ENCODING: Final = "o200k_base"

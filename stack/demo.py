@@ -40,7 +40,7 @@ def main() -> None:
     try:
         arguments.run(arguments)
     except StackError as error:
-        Console(stderr=True).print(f"demo: {error}", style="red", markup=False, highlight=False)
+        _console(stderr=True).print(f"demo: {error}", style="red", markup=False)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -17,7 +17,7 @@ from typing import IO, Final
 from stack.errors import StackError
 from stack.places import base_folder, server_account
 from stack.postgres import Postgres
-from stack.processes import Process, wait_until
+from stack.processes import Process, dying_with_us, wait_until
 from stack.provider import local_environment, own_environment
 from stack.redis import Redis
 
@@ -53,7 +53,7 @@ class Parts:
             StackError: it failed; it has said why.
         """
         output.flush()
-        command = [str(_BIN / "protostar"), *arguments]
+        command = dying_with_us([_BIN / "protostar", *arguments])
         done = subprocess.run(
             command, env=os.environ | self.environment, cwd=ROOT, stdout=output, check=False
         )

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from stack.errors import StackError
 from stack.places import Account, data_folder, programs_folder
-from stack.processes import SERVER_ENVIRONMENT, Server, is_running, wait_until
+from stack.processes import SERVER_ENVIRONMENT, Server, dying_with_us, is_running, wait_until
 
 USER: Final = "protostar"
 _READY_LINE: Final = 7  # of postmaster.pid, counted from 0
@@ -39,7 +39,6 @@ _SETTINGS: Final = {
 _FAST_SETTINGS: Final = {
     "fsync": "off",
     "full_page_writes": "off",
-    "file_copy_method": "clone",
 }
 
 
@@ -133,12 +132,9 @@ class Postgres(Server):
 
     def _run(self, command: list[str | Path], *, account: Account | None = None) -> str:
         done = subprocess.run(
-            [str(argument) for argument in command],
+            dying_with_us(command, account=account),
             cwd="/",
             env=SERVER_ENVIRONMENT,
-            user=account.uid if account else None,
-            group=account.gid if account else None,
-            extra_groups=[] if account else None,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -20,11 +20,23 @@ _LAUNCH: Final = Path(__file__).with_name("launch.py")
 _POLL_S: Final = 0.01
 
 
-class Process:
-    """A child in a session of its own, so that the terminal's Ctrl-C reaches us alone.
+def dying_with_us(
+    command: Sequence[str | Path],
+    *,
+    account: Account | None = None,
+    death_signal: signal.Signals = signal.SIGKILL,
+) -> list[str]:
+    """The command line that runs `command` (an absolute path and arguments) as `account`.
 
-    The kernel kills it when the thread that made it ends: make it in the main thread.
+    The kernel sends it `death_signal` when the thread that started it ends: start it in the main thread.
     """
+    uid, gid = (account.uid, account.gid) if account else (-1, -1)
+    launch = [sys.executable, "-I", "-S", _LAUNCH, os.getpid(), death_signal.value, uid, gid]
+    return [str(argument) for argument in [*launch, *command]]
+
+
+class Process:
+    """A child that dies with us, in a session of its own, so that the terminal's Ctrl-C reaches us alone."""
 
     def __init__(
         self,
@@ -36,12 +48,10 @@ class Process:
         cwd: Path | None = None,
         death_signal: signal.Signals = signal.SIGKILL,
     ) -> None:
-        """Start `command` (an absolute path and arguments); its output replaces what `log` held."""
-        uid, gid = (account.uid, account.gid) if account else (-1, -1)
-        launch = [sys.executable, "-I", "-S", _LAUNCH, os.getpid(), death_signal.value, uid, gid, *command]
+        """Start `command` (see `dying_with_us`); its output replaces what `log` held."""
         with log.open("wb") as output:
             self._popen = subprocess.Popen(
-                [str(argument) for argument in launch],
+                dying_with_us(command, account=account, death_signal=death_signal),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

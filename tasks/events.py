@@ -1,7 +1,7 @@
 """The log of an answer: its events, in a Redis Stream, each once and in order.
 
-All answers of a process share one flusher: it appends at once when the process is quiet and every `FLUSH_S` when
-it is busy, with one call for all of them. What was said since the last flush becomes one `delta`.
+All answers of a process share one flusher: it appends at once when the process is quiet and every
+`FLUSH_S` when it is busy, with one call for all of them. What was said in between becomes one `delta`.
 """
 
 from __future__ import annotations

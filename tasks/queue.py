@@ -152,7 +152,7 @@ class Queue:
         return int(await run_script(self._redis, "reap", owner, int(only_expired)))
 
     async def sweep(self, queue_cursor: bytes, holders_cursor: bytes) -> tuple[bytes, bytes, int]:
-        """Mend what has lost its place among some entries; returns the next cursors and how many it mended."""
+        """Mend what has lost its place among some entries; returns the next cursors and how many were."""
         queue_next, holders_next, mended = await run_script(
             self._redis, "sweep", queue_cursor, holders_cursor, SCAN_LIMIT
         )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from protostar_client.contract import ErrorCode, JobError, ReindexResult
+from protostar_client.contract import ErrorCode, JobError
 from rag.index import ReindexRunning, reindex
 
+from rag.chunking import ChunkSettings
 from rag.corpus import CorpusError
 from tasks.context import Context
 
@@ -24,9 +25,11 @@ async def reindex_corpus(ctx: Context, full: bool = False) -> dict[str, Any]:
     if not isinstance(full, bool):
         raise JobError(ErrorCode.INVALID_REQUEST, "full: give true or false")
     try:
-        result: ReindexResult = await reindex(
-            settings.corpus_dir, max_tokens=settings.chunk_tokens, overlap=settings.chunk_overlap, full=full
+        done = await reindex(
+            settings.corpus_dir,
+            settings=ChunkSettings(settings.chunk_tokens, settings.chunk_overlap, settings.chat_model),
+            full=full,
         )
     except (CorpusError, ReindexRunning) as error:
         raise JobError(ErrorCode.INVALID_REQUEST, str(error)) from None
-    return result.model_dump()
+    return done.result.model_dump()

@@ -13,7 +13,6 @@ import os
 import re
 import signal
 import socket
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from secrets import token_hex
 from typing import Any, ClassVar, Final
@@ -22,16 +21,17 @@ import arq.worker
 from arq.connections import ArqRedis, log_redis_info
 from arq.constants import default_queue_name
 from arq.utils import timestamp_ms
-from protostar_client import keys
 from protostar_client.contract import JobError
 from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
 from tasks.attempt import Attempt, Ending, LeaseLostError, Outcome, run_attempt
 from tasks.lease import Heartbeat
+from tasks.listen import listen
 from tasks.queue import Claim, Queue
 from tasks.reaper import Reaper
 from tasks.settle import Settler
+from tasks.slots import DEFAULT_CLASS, Slots
 
 logger = logging.getLogger("protostar.worker")
 
@@ -40,7 +40,6 @@ TEND_S: Final = 0.5
 REDIS_TIMEOUT_S: Final = 5.0
 DRAIN_S: Final = 8.0  # for handing jobs over once the grace time is up
 LEASE_TTL_EXTRA_S: Final = 600.0
-DEFAULT_CLASS: Final = "default"
 
 Hook = Callable[[dict[Any, Any]], Awaitable[Any]]
 OnFailure = Callable[[dict[Any, Any], "Attempt", JobError | asyncio.CancelledError], Awaitable[None]]
@@ -84,18 +83,14 @@ class Worker(arq.worker.Worker):
         self._redis_url = redis_url
         self._lease_ms = int(lease_s * 1000)
         self._on_job_failure = on_job_failure
-        self._classes = dict(classes or {})
-        self._slots = {DEFAULT_CLASS: self.max_jobs, **(slots or {})}
+        self._slots = Slots({DEFAULT_CLASS: self.max_jobs, **(slots or {})}, classes or {})
         self._turn_function = turn_function
         self._attempts: dict[bytes, Attempt] = {}
-        self._busy: Counter[str] = Counter()
         self._wake = asyncio.Event()
+        self._tend_now = asyncio.Event()
         self._stop = asyncio.Event()
+        self._reconcile_due = False
         self._hurry = asyncio.Event()
-
-    def class_of(self, function: str) -> str:
-        """The class whose slots a function's jobs take."""
-        return self._classes.get(function, DEFAULT_CLASS)
 
     def run(self) -> None:
         """Run until stopped; a start that fails ends the process with one line and exit code 1."""
@@ -116,7 +111,7 @@ class Worker(arq.worker.Worker):
             self.pool,
             owner=self.owner,
             lease_ms=self._lease_ms,
-            classes={name: self.class_of(name) for name in self.functions},
+            classes={name: self._slots.class_of(name) for name in self.functions},
             turn_function=self._turn_function,
             lease_ttl_ms=self._lease_ttls_ms(),
         )
@@ -126,12 +121,20 @@ class Worker(arq.worker.Worker):
         await log_redis_info(self.pool, logger.info)
         if self.on_startup:
             await self.on_startup(self.ctx)
-        heartbeat = self._make_heartbeat()
+        heartbeat = Heartbeat(
+            self._redis_url or "",
+            owner=self.owner,
+            lease_ms=self._lease_ms,
+            health_key=self.health_check_key,
+            health=self._health,
+            held=lambda: set(self._attempts),
+            on_lost=self._lost_from_thread,
+        )
         await asyncio.to_thread(heartbeat.start)
         chores = [
             asyncio.create_task(chore, name=name)
             for name, chore in (
-                ("listen", self._listen()),
+                ("listen", listen(self.pool, wake=self._wake, abort=self._tend_now)),
                 ("tend", self._tend()),
                 ("reap", Reaper(self.pool, self._queue).run()),
             )
@@ -150,26 +153,30 @@ class Worker(arq.worker.Worker):
         while not self._stop.is_set():
             self._wake.clear()
             try:
+                await self._reconcile_if_due()
                 wait_s = await self._claim()
                 if self.burst and await self._burst_is_over():
                     return
             except (RedisError, OSError, TimeoutError) as error:
                 logger.warning("claim_failed error=%s", error)
-                await self._reconcile()
+                self._reconcile_due = True
                 wait_s = 1.0
             if wait_s > 0:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), wait_s)
 
+    async def _reconcile_if_due(self) -> None:
+        """After a claim without a reply: give back what Redis may have handed to nobody."""
+        if self._reconcile_due:
+            await self._queue.reconcile(list(self._attempts))
+            self._reconcile_due = False
+
     async def _claim(self) -> float:
         """Claim what is ready and start it; returns how long there is nothing to do, in seconds."""
         if not self.allow_pick_jobs:
             return POLL_S
-        free = {name: slots - self._busy[name] for name, slots in self._slots.items()}
-        if self.burst and self.max_burst_jobs >= 0:
-            left = max(0, self.max_burst_jobs - self._jobs_started())
-            free = {name: min(slots, left) for name, slots in free.items()}
-        claimed = await self._queue.claim(free)
+        at_most = max(0, self.max_burst_jobs - self._jobs_started()) if self._is_bounded_burst else None
+        claimed = await self._queue.claim(self._slots.free(at_most))
         for claim in claimed.claims:
             self._start(claim)
         if claimed.has_more:
@@ -179,9 +186,8 @@ class Worker(arq.worker.Worker):
 
     def _start(self, claim: Claim, *, takes_slot: bool = True) -> None:
         attempt = Attempt(claim, job_deserializer=self.job_deserializer)
-        slot = self.class_of(attempt.function) if takes_slot else ""
+        slot = self._slots.take(attempt.function) if takes_slot else self._slots.take_none()
         self._attempts[claim.id] = attempt
-        self._busy[slot] += 1
         task = self.loop.create_task(self._run_and_settle(attempt), name=f"job:{claim.job_id}")
         self.tasks[claim.job_id] = task
         task.add_done_callback(lambda done: self._ended(attempt, slot, done))
@@ -219,7 +225,7 @@ class Worker(arq.worker.Worker):
             logger.exception("hook_failed hook=%r job_id=%s", hook, ctx.get("job_id"))
 
     def _ended(self, attempt: Attempt, slot: str, task: asyncio.Task[None]) -> None:
-        self._busy[slot] -= 1
+        self._slots.release(slot)
         if self._attempts.get(attempt.claim.id) is attempt:
             del self._attempts[attempt.claim.id]
             self.tasks.pop(attempt.claim.job_id, None)
@@ -227,43 +233,20 @@ class Worker(arq.worker.Worker):
             logger.error("attempt_broke job_id=%s", attempt.job_id, exc_info=error)
         self._wake.set()
 
+    @property
+    def _is_bounded_burst(self) -> bool:
+        return self.burst and self.max_burst_jobs >= 0
+
     async def _burst_is_over(self) -> bool:
-        if 0 <= self.max_burst_jobs <= self._jobs_started():
+        if self._is_bounded_burst and self._jobs_started() >= self.max_burst_jobs:
             await asyncio.gather(*self.tasks.values())
             return True
         return not self.tasks and await self.pool.zcard(self.queue_name) == 0
 
-    async def _reconcile(self) -> None:
-        """After a claim without a reply: give back what Redis may have handed to nobody."""
-        try:
-            await self._queue.reconcile(list(self._attempts))
-        except (RedisError, OSError, TimeoutError):
-            self.loop.call_later(1.0, lambda: self._background(self._reconcile()))
-
-    def _background(self, work: Any) -> None:
-        task = self.loop.create_task(work)
-        self._references.add(task)
-        task.add_done_callback(self._references.discard)
-
-    _references: ClassVar[set[asyncio.Task[None]]] = set()
-
-    async def _listen(self) -> None:
-        """Wake the loop whenever a producer or a script says that there is something to do."""
-        while True:
-            try:
-                async with self.pool.pubsub() as pubsub:
-                    await pubsub.subscribe(keys.WAKE)
-                    self._wake.set()
-                    while True:
-                        if await pubsub.get_message(ignore_subscribe_messages=True, timeout=5.0):
-                            self._wake.set()
-            except (RedisError, OSError, TimeoutError) as error:
-                logger.warning("listening_failed error=%s", error)
-                await asyncio.sleep(1.0)
-
     async def _tend(self) -> None:
         """Aborts and cron, twice a second."""
         while True:
+            self._tend_now.clear()
             try:
                 if self.allow_abort_jobs:
                     await self._abort_asked()
@@ -271,7 +254,9 @@ class Worker(arq.worker.Worker):
                     await self.heart_beat()
             except (RedisError, OSError, TimeoutError) as error:
                 logger.warning("tending_failed error=%s", error)
-            await asyncio.sleep(TEND_S)
+                self._reconcile_due = True
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._tend_now.wait(), TEND_S)
 
     async def record_health(self) -> None:
         """Nothing: every beat of the heartbeat records it."""
@@ -345,24 +330,11 @@ class Worker(arq.worker.Worker):
             f"j_retried={self.jobs_retried} j_ongoing={len(self.tasks)}"
         )
 
-    def _make_heartbeat(self) -> Heartbeat:
-        if self._redis_url is None:
-            raise StartupError("the worker was given no redis_url")
-        return Heartbeat(
-            self._redis_url,
-            owner=self.owner,
-            lease_ms=self._lease_ms,
-            health_key=self.health_check_key,
-            health=self._health,
-            held=lambda: set(self._attempts),
-            on_lost=self._lost_from_thread,
-        )
-
     def _make_pool(self) -> ArqRedis:
         if self._redis_url is None:
             raise StartupError("the worker was given no redis_url")
         # No retries inside the client: a claim that is sent twice would lose the first reply's jobs.
-        pool: ConnectionPool = ConnectionPool.from_url(
+        pool = ConnectionPool.from_url(
             self._redis_url, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=2.0
         )
         return ArqRedis(
@@ -380,10 +352,10 @@ class Worker(arq.worker.Worker):
             raise StartupError(f"Redis can't be used: {error}; check REDIS_URL and the server") from None
 
     def _lease_ttls_ms(self) -> dict[str, int]:
-        timeouts_s: dict[str, float] = dict.fromkeys(self._slots, 0.0)
+        timeouts_s: dict[str, float] = dict.fromkeys(self._slots.classes, 0.0)
         for name, function in self.functions.items():
             timeout_s = function.timeout_s or self.job_timeout_s
-            job_class = self.class_of(name)
+            job_class = self._slots.class_of(name)
             timeouts_s[job_class] = max(timeouts_s[job_class], timeout_s)
         return {name: int((seconds + LEASE_TTL_EXTRA_S) * 1000) for name, seconds in timeouts_s.items()}
 

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import redis
 
+from models.migrate import migrate
 from stack.places import Account, server_account, temporary_base_folder
 from stack.postgres import Postgres
+from stack.processes import Process
 from stack.redis import Redis
+from tests.house import House, until
+from tests.model_control import ModelControl, running_model_server
+
+DOCUMENT = """# 전달 보장
+
+워커가 죽으면 작업은 다른 워커가 이어받는다. 임대 시간은 15초이다.
+
+## 재시도
+
+일시적인 오류는 지수 백오프로 다시 시도한다.
+"""
 
 _numbers = itertools.count(1)
 
@@ -47,8 +60,6 @@ def postgres_server(base_folder: Path, account: Account | None) -> Iterator[Post
 @pytest.fixture(scope="session")
 def migrated_database(postgres_server: Postgres) -> str:
     """The name of a database that is migrated once and copied for every test."""
-    from models.migrate import migrate
-
     name = "migrated"
     postgres_server.create_database(name)
     asyncio.run(migrate(postgres_server.url(name)))
@@ -78,3 +89,36 @@ def database_url(postgres_server: Postgres, migrated_database: str) -> Iterator[
     if postgres_server.running:
         postgres_server.thaw()
         postgres_server.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def model_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelControl]:
+    """The model server of this run."""
+    with running_model_server(tmp_path_factory.mktemp("model")) as control:
+        yield control
+
+
+@pytest.fixture
+async def house(
+    redis_url: str, database_url: str, model_server: ModelControl, tmp_path: Path
+) -> AsyncIterator[House]:
+    """Everything a worker needs, with a small corpus."""
+    model_server.reset()
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "delivery.md").write_text(DOCUMENT)
+    house = House(redis_url, database_url, model_server, tmp_path, corpus)
+    yield house
+    await house.close()
+
+
+@pytest.fixture
+async def worker(house: House) -> Process:
+    """A worker that serves and has indexed the corpus."""
+    worker = await house.start_worker()
+
+    async def indexed() -> object:
+        return await house.rows("SELECT 1 FROM documents")
+
+    await until(indexed, "the corpus is indexed", house.logs)
+    return worker

@@ -304,6 +304,17 @@ async def test_an_expired_log_is_told_and_text_still_has_the_answer(
     assert await handle.text() == "안녕하세요"
 
 
+async def test_a_reader_can_be_cancelled_at_any_moment(handle: JobHandle) -> None:
+    for moment in range(60):
+        reading = asyncio.create_task(handle.text())
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        reading.cancel()
+        done, _ = await asyncio.wait({reading}, timeout=2)
+        assert done, f"the cancellation at step {moment} was lost"
+        assert reading.cancelled()
+
+
 async def test_a_last_id_that_is_none_is_refused(handle: JobHandle) -> None:
     with pytest.raises(InvalidRequest, match="last_id"):
         await ids(handle, last_id="$")

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rag.fence import Fence
@@ -85,6 +85,7 @@ def build(persona: str = "persona", question: str = "question?", **changes: obje
     return build_prompt(persona, question, **(arguments | changes))  # type: ignore[arg-type]
 
 
+@settings(deadline=None)
 @given(
     persona=texts,
     question=texts,
@@ -139,6 +140,7 @@ def test_any_prompt_is_within_the_window_with_whole_parts(
         assert fence.escape(turn.answer if turn.summary is None else turn.summary) in user
 
 
+@settings(deadline=None)
 @given(hostile, hostile, hostile)
 def test_no_text_can_hold_the_code_of_its_fence(text: str, document: str, heading: str) -> None:
     block = Fence(CODE).block("passage", text, document=document, heading=heading)
@@ -231,6 +233,12 @@ def test_a_page_that_does_not_fit_is_cut_behind_a_sentence_and_says_so(sentence:
     assert prompt.turns == 1
     assert f"{sentence.strip()}\n{PAGE_CUT_NOTE}\n</page-{CODE}>" in user_text(prompt)
     assert prompt.token_count > 1_850
+
+
+def test_a_page_without_any_room_counts_as_cut() -> None:
+    prompt = build(page_context="A sentence. " * 500, question="word " * 1_870)
+    assert prompt.page_is_cut
+    assert user_text(prompt) == "word " * 1_870
 
 
 def test_a_page_without_a_sentence_end_is_still_used_up_to_the_room() -> None:

@@ -219,7 +219,7 @@ def test_a_process_that_ignores_the_request_to_end_is_killed(tmp_path: Path) -> 
 
 
 def test_a_program_whose_parent_died_meanwhile_does_not_start() -> None:
-    launch = [sys.executable, ROOT / "stack/launch.py", "1", "9", "-1", "-1", "/bin/echo", "started"]
+    launch = [sys.executable, str(ROOT / "stack/launch.py"), "1", "9", "-1", "-1", "/bin/echo", "started"]
     done = subprocess.run(launch, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "the parent is gone\n")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rag.sentences import cut_to_tokens, sentence_ends, split_sentences
@@ -49,6 +49,7 @@ def test_korean_sentences_without_a_space_between_them_are_told_apart() -> None:
     assert split_sentences("큐에 넣었다.그리고 꺼냈다.") == ["큐에 넣었다.", "그리고 꺼냈다."]
 
 
+@settings(deadline=None)
 @given(messy)
 def test_sentence_ends_rise_and_cover_the_text(text: str) -> None:
     ends = list(sentence_ends(text))
@@ -56,6 +57,7 @@ def test_sentence_ends_rise_and_cover_the_text(text: str) -> None:
     assert not text[ends[-1] if ends else 0 :].strip()
 
 
+@settings(deadline=None)
 @given(messy, st.integers(0, 250))
 def test_a_cut_text_is_a_start_that_fits(text: str, room: int) -> None:
     cut = cut_to_tokens(text, room, len)
@@ -110,6 +112,7 @@ def test_a_sentence_without_an_end_is_cut_at_a_word() -> None:
     assert summary.endswith("말이…")
 
 
+@settings(deadline=None)
 @given(messy)
 def test_any_summary_is_one_paragraph_of_at_most_three_sentences(text: str) -> None:
     summary = to_summary(text)
@@ -146,6 +149,7 @@ def test_numbers_that_the_source_does_not_hold_are_found(
     assert unsupported_numbers(summary, source) == unsupported
 
 
+@settings(deadline=None)
 @given(messy, messy)
 def test_a_text_supports_its_own_numbers(text: str, more: str) -> None:
     assert unsupported_numbers(text, f"{more}\n{text}") == []

@@ -17,7 +17,7 @@ from protostar_client.errors import ConnectionLost, RedisRefused
 T = TypeVar("T")
 
 CONNECT_TIMEOUT_S: Final = 5.0
-SOCKET_TIMEOUT_S: Final = 10.0
+ANSWER_TIMEOUT_S: Final = 10.0
 _FIRST_DELAY_S: Final = 0.05
 _LONGEST_DELAY_S: Final = 1.0
 
@@ -27,14 +27,15 @@ _AWAY: Final = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OSError)
 class Connection:
     """A pool of connections to one Redis. Every call is made again while Redis is away, for `patience_s`.
 
-    So every operation that is given to `call` must be idempotent.
+    So every operation that is given to `call` must be idempotent, and done within `ANSWER_TIMEOUT_S`.
     """
 
     def __init__(self, redis_url: str, *, patience_s: float) -> None:
         self._redis: Redis = Redis.from_url(
             redis_url,
-            socket_connect_timeout=CONNECT_TIMEOUT_S,
-            socket_timeout=SOCKET_TIMEOUT_S,
+            # No socket_timeout: with it redis-py sends under asyncio.wait_for, which can lose a cancellation
+            # before Python 3.12, and a reader that can't be cancelled reads for ever.
+            socket_connect_timeout=CONNECT_TIMEOUT_S,socket_timeout=10.0,
             client_name="protostar-client",
         )
         self._patience_s = patience_s
@@ -85,7 +86,8 @@ class Connection:
         delay_s = _FIRST_DELAY_S
         while True:
             try:
-                return await operation(self._redis)
+                async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                    return await operation(self._redis)
             except AuthenticationError as error:
                 raise ConnectionLost(f"Redis refuses the credentials: {error}; check the URL") from error
             except _AWAY as error:
@@ -102,5 +104,7 @@ def _source(name: str) -> str:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {ANSWER_TIMEOUT_S:.0f} s"
     text = str(error).rstrip(".")
     return text.splitlines()[0] if text else type(error).__name__

@@ -54,6 +54,8 @@ class OpenRouterProvider:
                 async_client=self._http,
                 retry_config=_NO_RETRIES,
             )
+            # Imported at their first use, which would block the loop for most of a second under the first question.
+            self._chat, self._embeddings = self._sdk.chat, self._sdk.embeddings
 
     @asynccontextmanager
     async def stream(self, request: CompletionRequest) -> AsyncIterator[AsyncIterator[StreamPart]]:
@@ -70,7 +72,7 @@ class OpenRouterProvider:
         patience = Patience(self.name, self._limits)
         received = _listen()
         with self._guard(prompt_texts(request)), _raw(received):
-            await patience.wait(self._sdk.chat.send_async(**_arguments(request), stream=False))
+            await patience.wait(self._chat.send_async(**_arguments(request), stream=False))
         return completion_of(json_object(received[-1].text, self._translator), request, self._translator)
 
     async def embed(self, texts: Sequence[str], *, model: str) -> list[list[float]]:
@@ -79,7 +81,7 @@ class OpenRouterProvider:
             return []
         patience = Patience(self.name, self._limits)
         received = _listen()
-        generate = self._sdk.embeddings.generate_async
+        generate = self._embeddings.generate_async
         with self._guard(texts), _raw(received):
             await patience.wait(generate(input=list(texts), model=model, encoding_format="float"))
         return vectors_of(json_object(received[-1].text, self._translator), texts, self._translator)
@@ -99,7 +101,7 @@ class OpenRouterProvider:
         # Registered first: the SDK forgets the response if it is cancelled between headers and stream.
         stack.push_async_callback(close)
         asked = _arguments(request) | {"stream": True, "stream_options": {"include_usage": True}}
-        await self._sdk.chat.send_async(**asked)
+        await self._chat.send_async(**asked)
         return received[-1]
 
     @contextmanager

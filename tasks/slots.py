@@ -1,0 +1,53 @@
+"""How many jobs of each class a worker runs at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Final
+
+DEFAULT_CLASS: Final = "default"
+_NONE: Final = ""
+
+
+class Slots:
+    """Slots by class, so that no class of jobs starves another.
+
+    Args:
+        slots: class -> jobs at once.
+        classes: function -> class; what is not named shares the slots of `DEFAULT_CLASS`.
+    """
+
+    def __init__(self, slots: Mapping[str, int], classes: Mapping[str, str]) -> None:
+        self._slots = dict(slots)
+        self._classes = dict(classes)
+        self._taken: Counter[str] = Counter()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return tuple(self._slots)
+
+    def class_of(self, function: str) -> str:
+        """The class of a function's jobs."""
+        return self._classes.get(function, DEFAULT_CLASS)
+
+    def free(self, at_most: int | None = None) -> dict[str, int]:
+        """Free slots by class, none of them more than `at_most`."""
+        free = {name: slots - self._taken[name] for name, slots in self._slots.items()}
+        return free if at_most is None else {name: min(count, at_most) for name, count in free.items()}
+
+    def take(self, function: str) -> str:
+        """Take a slot; returns what `release` wants back."""
+        name = self.class_of(function)
+        self._taken[name] += 1
+        return name
+
+    def take_none(self) -> str:
+        """For work that may not wait for a slot."""
+        return _NONE
+
+    def release(self, name: str) -> None:
+        """Give a slot back."""
+        if name != _NONE:
+            self._taken[name] -= 1
