@@ -17,9 +17,7 @@ class SettingsError(Exception):
 
 
 class _Environment(BaseSettings):
-    model_config = SettingsConfigDict(
-        env_prefix="PROTOSTAR_", populate_by_name=True, hide_input_in_errors=True
-    )
+    model_config = SettingsConfigDict(env_prefix="PROTOSTAR_", populate_by_name=True, hide_input_in_errors=True)
 
 
 class RedisSettings(_Environment):
@@ -37,9 +35,7 @@ class RedisSettings(_Environment):
 class DatabaseSettings(_Environment):
     """What it takes to reach PostgreSQL."""
 
-    database_url: SecretStr = Field(
-        SecretStr("postgres://localhost:5432/protostar"), validation_alias="DATABASE_URL"
-    )
+    database_url: SecretStr = Field(SecretStr("postgres://localhost:5432/protostar"), validation_alias="DATABASE_URL")
 
     @field_validator("database_url")
     @classmethod
@@ -112,9 +108,7 @@ class Settings(CorpusSettings, RedisSettings):
         if self.provider == "openrouter" and self.openrouter_api_key is None:
             raise ValueError("OPENROUTER_API_KEY is not set; PROTOSTAR_PROVIDER=openrouter needs it")
         if self.provider == "openai" and self.openai_api_key is None:
-            raise ValueError(
-                "OPENAI_API_KEY is not set; give your provider's key, or any text where none is asked for"
-            )
+            raise ValueError("OPENAI_API_KEY is not set; give your provider's key, or any text where none is asked for")
         return self
 
     @property

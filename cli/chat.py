@@ -37,9 +37,7 @@ _CANCEL_TIMEOUT_S: Final = 5.0
 
 def ask(
     question: Annotated[str, typer.Argument(help="The question.")],
-    user: Annotated[
-        UUID | None, typer.Option(help="Who asks.", show_default="a UUID of the account's name")
-    ] = None,
+    user: Annotated[UUID | None, typer.Option(help="Who asks.", show_default="a UUID of the account's name")] = None,
     session: Annotated[str | None, typer.Option(help="The session.", show_default="a new one")] = None,
     mode: Annotated[str, typer.Option(help="The prompt to answer with.")] = "general",
 ) -> None:

@@ -102,9 +102,7 @@ async def _ping(database: BaseDBAsyncClient, database_url: str) -> None:
 
 async def _require_schema(database: BaseDBAsyncClient) -> None:
     if missing := await pending_migrations(database):
-        raise DatabaseError(
-            f"the database is not migrated ({', '.join(missing)} missing); run: protostar migrate"
-        )
+        raise DatabaseError(f"the database is not migrated ({', '.join(missing)} missing); run: protostar migrate")
 
 
 def _place(database_url: str) -> str:

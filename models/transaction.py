@@ -43,9 +43,7 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, OperationalError) and any(isinstance(arg, _TRANSIENT) for arg in error.args)
 
 
-async def transact(
-    work: Callable[[BaseDBAsyncClient], Awaitable[T]], *, retry_for_s: float = RETRY_FOR_S
-) -> T:
+async def transact(work: Callable[[BaseDBAsyncClient], Awaitable[T]], *, retry_for_s: float = RETRY_FOR_S) -> T:
     """Run `work` in a transaction and commit it, again after a transient fault for up to `retry_for_s`.
 
     `work` must be idempotent: a commit can succeed unacknowledged and `work` then runs again.

@@ -21,6 +21,7 @@ _HEADING_CHARACTERS: Final = 200
 _BLOCK_CHARACTERS_A_TOKEN: Final = 16
 _LEAST_BLOCK_CHARACTERS: Final = 16_384
 _LEAST_ROOM: Final = 8
+_ESTIMATED_CHARACTERS: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,15 +158,21 @@ class _Packer:
     def _cut_block(self, block: Block) -> Iterator[_Piece]:
         room = self.settings.max_tokens - self.settings.overlap
         tokens = self._counter.count(block.text)
+        if block.kind is not Kind.TEXT and tokens > self.settings.max_tokens:
+            # The blank lines after it do not count.
+            tokens = self._counter.count(block.text.strip())
         whole_limit = self.settings.max_tokens if block.kind is not Kind.TEXT else room // 2
         if tokens <= whole_limit:
             yield _Piece(block.text, tokens, block.kind)
         else:
-            yield from self._split(block.text, max(room // 3, 4))
+            yield from self._split(block.text, tokens, max(room // 3, 4))
 
-    def _split(self, text: str, limit: int) -> Iterator[_Piece]:
+    def _split(self, text: str, tokens: int, limit: int) -> Iterator[_Piece]:
+        """Pieces of about `limit` tokens; their counts are estimates, which is enough to fill a chunk."""
         for part in split(text, self._counter, limit):
-            yield _Piece(part, self._counter.count(part))
+            is_small = len(text) < _ESTIMATED_CHARACTERS
+            share = self._counter.count(part) if is_small else -(-tokens * len(part) // len(text))
+            yield _Piece(part, share)
 
     def _place(self, piece: _Piece) -> Iterator[Chunk]:
         while not self._fits(piece):
@@ -182,12 +189,12 @@ class _Packer:
         self._append(piece)
 
     def _fits(self, piece: _Piece) -> bool:
-        limit = self.settings.max_tokens
         total = self._tokens + piece.tokens
-        if total <= limit * 9 // 10:
+        if total <= self.settings.max_tokens:
             return True
-        # Counts do not add up exactly where pieces meet and where white space is taken off.
-        return total <= limit * 11 // 10 and self._counter.count(self._joined(piece.text)) <= limit
+        # Counts do not add up exactly where pieces meet; it matters where a small chunk would be left.
+        is_close = total * 10 <= self.settings.max_tokens * 11 and self._tokens * 2 < self.settings.max_tokens
+        return is_close and self._counter.count(self._joined(piece.text)) <= self.settings.max_tokens
 
     def _joined(self, more: str = "") -> str:
         return ("".join(piece.text for piece in self._pieces) + more).strip()
@@ -218,7 +225,7 @@ class _Packer:
     def _place_split(self, piece: _Piece) -> Iterator[Chunk]:
         """Cut a piece that does not fit behind its headings; only headings that fill a chunk stay alone."""
         room = self.settings.max_tokens - self._tokens
-        parts = list(self._split(piece.text, max(min(room, piece.tokens) // 2, _LEAST_ROOM // 2)))
+        parts = list(self._split(piece.text, piece.tokens, max(min(room, piece.tokens) // 2, _LEAST_ROOM // 2)))
         if self._pieces and (piece.kind is Kind.HEADING or room < _LEAST_ROOM or len(parts) == 1):
             yield from self._emit()
             parts = [piece]
@@ -258,13 +265,25 @@ class _Packer:
         """
         spare: list[_Piece] = []
         while (tokens := self._counter.count(self._joined())) > self.settings.max_tokens:
+            if self._pieces[0].is_shared and not any(piece.is_body for piece in self._pieces[1:-1]):
+                # Without the last piece the chunk would hold nothing new.
+                self._shorten_shared()
+                continue
             last = self._pieces.pop()
             if not self._pieces:
-                first, *rest = self._split(last.text, self.settings.max_tokens // 2)
+                first, *rest = self._split(last.text, tokens, self.settings.max_tokens // 2)
                 self._pieces, spare = [first], rest + spare
             else:
                 spare.insert(0, last)
         return tokens, spare
+
+    def _shorten_shared(self) -> None:
+        shared = self._pieces.pop(0)
+        least = least_overlap(self.settings.overlap)
+        kept = self._counter.tail(shared.text, least) if shared.tokens > least else ""
+        self._start += len(shared.text) - len(kept)
+        if kept:
+            self._pieces.insert(0, _Piece(kept, least, is_shared=True))
 
     def _restart(self, start: int, shared: str) -> None:
         """Open a chunk at `start` whose first text is `shared`."""

@@ -70,9 +70,7 @@ class Walk:
         return not any((folder or ".") in parents for folder in self.unproved)
 
 
-def walk(
-    root: Path, *, max_file_bytes: int = MAX_FILE_BYTES, ignore: tuple[str, ...] = IGNORED
-) -> Walk:
+def walk(root: Path, *, max_file_bytes: int = MAX_FILE_BYTES, ignore: tuple[str, ...] = IGNORED) -> Walk:
     """List the Markdown files under `root`, in the order of their paths.
 
     Symbolic links are not followed. A name or a relative path that matches one of the `ignore` patterns is
@@ -208,7 +206,9 @@ def open_content(location: Path) -> Content:
         blocks = iter((whole,)) if whole is not None else _read_blocks(location)
         is_text = _decodes(blocks, encoding, needs_hangul=True)
     if not is_text:
-        raise UnreadableFileError("is in no known encoding (UTF-8, UTF-16 with a byte order mark, CP949); save it as UTF-8")
+        raise UnreadableFileError(
+            "is in no known encoding (UTF-8, UTF-16 with a byte order mark, CP949); save it as UTF-8"
+        )
     return Content(digest.hexdigest(), encoding, location, whole)
 
 

@@ -89,8 +89,7 @@ async def _delete_others(generation: Generation) -> None:
         ):
             pass
         while await _delete_some(
-            "DELETE FROM chunks WHERE id IN "
-            f"(SELECT id FROM chunks WHERE generation_id = $1 LIMIT {_DELETED_AT_ONCE})",
+            f"DELETE FROM chunks WHERE id IN (SELECT id FROM chunks WHERE generation_id = $1 LIMIT {_DELETED_AT_ONCE})",
             row["id"],
         ):
             pass

@@ -41,7 +41,7 @@ _PARTICLES: Final = frozenset("은는이가을를의에도로와과만")
 _STOPWORDS: Final = frozenset(
     "a an and are as at be but by can do does for from had has have how i if in into is it its me my no not of on "
     "or our should so than that the their them then there these they this to was we were what when where which "
-    "who why will with would you your about tell please".split()
+    "who why will with would you your about tell please many much hello hi thanks thank".split()
 )
 
 _stemmer = snowballstemmer.stemmer("english")
@@ -89,7 +89,8 @@ def _add_word(found: list[str], word: str) -> None:
 
 def _parts(word: str) -> Iterable[str]:
     for part in re.split(r"[._]+", word):
-        yield part
+        if part != word:
+            yield part
         if _IS_CAMEL.search(part):
             yield from _CAMEL.findall(part)
 

@@ -175,9 +175,7 @@ class _Composer:
 class _Filler(Generic[P]):
     """Shares a room out. A part is rendered and counted when it is first looked at, and never again."""
 
-    def __init__(
-        self, fence: Fence, count: Count, history: Sequence[Turn], passages: Sequence[P], page: str
-    ) -> None:
+    def __init__(self, fence: Fence, count: Count, history: Sequence[Turn], passages: Sequence[P], page: str) -> None:
         self._fence = fence
         self._count = count
         self._history = history
@@ -222,9 +220,7 @@ class _Filler(Generic[P]):
     def _take_passages(self, filling: _Filling[P], room: int) -> int:
         used = 0
         for passage in self._passages:
-            block = self._fence.block(
-                "passage", passage.text, document=passage.document, heading=passage.heading
-            )
+            block = self._fence.block("passage", passage.text, document=passage.document, heading=passage.heading)
             tokens = self._tokens(block)
             if used + tokens <= room:
                 used += tokens

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cache
 from typing import Final
 
 from langchain_text_splitters import RecursiveCharacterTextSplitter
@@ -16,6 +16,8 @@ _SENTENCE_END: Final = r"[.!?]+[\"'”’)\]]*\s+|[。！？…]+[」』”’�
 _SEPARATORS: Final = (r"\n[ \t\r]*\n\s*", r"\n", _SENTENCE_END, r"[,;:]\s+|[、，；：·]\s*", r"\s+")
 _COMPILED: Final = tuple(re.compile(separator) for separator in _SEPARATORS)
 
+_LONG_RUN: Final = re.compile(r"\S{16}")
+
 # An overlap must be from half to twice what is configured; aiming inside these leaves room for a cut's tokens.
 _LEAST: Final = 0.6
 _MOST: Final = 1.5
@@ -27,30 +29,27 @@ def least_overlap(overlap: int) -> int:
 
 
 def split(text: str, counter: TokenCounter, limit: int) -> list[str]:
-    """Cut `text` into parts of at most `limit` tokens, between sentences or words where it has them.
+    """Cut `text` into parts of about `limit` tokens at most, between sentences or words where it has them.
 
-    The parts joined are the text.
+    The parts joined are the text. Counts do not add up exactly, so a part can have a few tokens more.
     """
-    parts = []
-    for part in _splitter(counter, limit).split_text(text):
-        if counter.count(part) <= limit:
-            parts.append(part)
-        else:
-            parts.extend(_split_run(part, counter, limit))
-    return parts
-
-
-@lru_cache(maxsize=16)
-def _splitter(counter: TokenCounter, limit: int) -> RecursiveCharacterTextSplitter:
-    return RecursiveCharacterTextSplitter(
+    splitter = RecursiveCharacterTextSplitter(
         separators=list(_SEPARATORS),
         is_separator_regex=True,
         keep_separator="end",
         strip_whitespace=False,
         chunk_size=limit,
         chunk_overlap=0,
-        length_function=counter.count,
+        # It measures every sentence several times.
+        length_function=cache(counter.count),
     )
+    parts = []
+    for part in splitter.split_text(text):
+        if _LONG_RUN.search(part) and counter.count(part) > limit:
+            parts.extend(_split_run(part, counter, limit))
+        else:
+            parts.append(part)
+    return parts
 
 
 def _split_run(text: str, counter: TokenCounter, limit: int) -> list[str]:
@@ -70,9 +69,7 @@ def best_overlap(text: str, counter: TokenCounter, overlap: int) -> int:
     """
     if overlap <= 0:
         return len(text)
-    aim = len(text) - len(counter.tail(text, overlap))
-    first = len(text) - len(counter.tail(text, int(overlap * _MOST)))
-    last = len(text) - len(counter.tail(text, least_overlap(overlap)))
+    first, aim, last = counter.tail_starts(text, (int(overlap * _MOST), overlap, least_overlap(overlap)))
     for separator in _COMPILED:
         places = [match.end() for match in separator.finditer(text, max(first - 2, 0), last)]
         places = [place for place in places if first <= place <= last and place > 0]

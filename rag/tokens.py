@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import threading
 import unicodedata
+from collections.abc import Sequence
 from functools import cache, cached_property
 from importlib.resources import files
 from types import FunctionType
@@ -64,6 +65,17 @@ class TokenCounter:
         """The longest end of `text` with at most `tokens` tokens, cut between characters."""
         size = self._cut(text, tokens, from_end=True)
         return text[len(text) - size :] if size else ""
+
+    def tail_starts(self, text: str, sizes: Sequence[int]) -> list[int]:
+        """For each of `sizes`, where the last so many tokens of `text` begin, give or take a character's tokens."""
+        window = text[-max(sizes) * _CHARACTERS_A_TOKEN :]
+        ids = self._encoding.encode_ordinary(window) if len(window) <= _PART_CHARACTERS else []
+        starts = []
+        for size in sizes:
+            kept = self._encoding.decode_bytes(ids[-size:]) if size < len(ids) else window.encode()
+            length = len(kept.decode("utf-8", errors="ignore"))
+            starts.append(next_boundary(text, len(text) - length))
+        return starts
 
     def _cut(self, text: str, tokens: int, *, from_end: bool) -> int:
         """How many characters of one end of `text` make at most `tokens` tokens."""

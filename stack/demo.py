@@ -116,7 +116,8 @@ def _read_line() -> str:
 
 def _up(arguments: argparse.Namespace) -> None:
     notes = _console(stderr=True)
-    with _indexed(arguments.corpus, notes) as parts:
+    with running_parts(arguments.corpus) as parts:
+        _index(parts, arguments.corpus, notes)
         exports = [f"export {name}={shlex.quote(value)}" for name, value in parts.environment.items()]
         exports.append(f'export PATH={shlex.quote(str(ROOT / ".venv/bin"))}:"$PATH"')
         file = STATE / "environment"
@@ -142,21 +143,17 @@ def _console(*, stderr: bool) -> Console:
 
 
 @contextlib.contextmanager
-def _indexed(corpus: Path, notes: Console) -> Iterator[Parts]:
-    """Running servers with a migrated database and an index of `corpus`."""
-    with running_parts(corpus) as parts:
-        model = "a local stand-in that quotes what was found" if parts.model_server_url else "yours"
-        notes.print(f"Redis and PostgreSQL are running; the model is {model}.")
-        parts.protostar("migrate", output=notes.file)
-        notes.print(f"Indexing {corpus} ...", markup=False)
-        parts.protostar("reindex", output=notes.file)
-        yield parts
-
-
-@contextlib.contextmanager
 def _conversation(corpus: Path, out: Console, notes: Console) -> Iterator[Conversation]:
-    with _indexed(corpus, notes) as parts, parts.worker() as worker:
+    with running_parts(corpus) as parts, parts.worker() as worker:  # it starts while we index
+        _index(parts, corpus, notes)
         yield Conversation(parts, worker, out=out, notes=notes)
+
+
+def _index(parts: Parts, corpus: Path, notes: Console) -> None:
+    model = "a local stand-in that quotes what was found" if parts.model_server_url else "yours"
+    notes.print(f"Redis and PostgreSQL are running; the model is {model}.")
+    notes.print(f"Indexing {corpus} ...", markup=False)
+    parts.reindex(output=notes.file)
 
 
 if __name__ == "__main__":

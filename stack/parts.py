@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, Self
 
 from stack.errors import StackError
 from stack.places import base_folder, server_account
@@ -46,19 +46,14 @@ class Parts:
         """For a look into the tables."""
         return self.environment["DATABASE_URL"]
 
-    def protostar(self, *arguments: str, output: IO[str]) -> None:
-        """Run a command of `protostar` in this terminal, its standard output to `output`.
+    def reindex(self, *, output: IO[str]) -> None:
+        """Index the corpus, with a progress bar in this terminal and the result to `output`.
 
         Raises:
             StackError: it failed; it has said why.
         """
         output.flush()
-        command = dying_with_us([_BIN / "protostar", *arguments])
-        done = subprocess.run(
-            command, env=os.environ | self.environment, cwd=ROOT, stdout=output, check=False
-        )
-        if done.returncode != 0:
-            raise StackError(f"protostar {' '.join(arguments)} failed; the lines above say why")
+        _protostar("reindex", self.environment, output=output)
 
     @contextmanager
     def worker(self) -> Iterator[Process]:
@@ -77,7 +72,7 @@ class Parts:
 
 @contextmanager
 def running_parts(corpus: Path) -> Iterator[Parts]:
-    """Start the servers on the state of earlier runs; stop them at the end.
+    """Start the servers on the state of earlier runs and migrate the database; stop them at the end.
 
     Raises:
         StackError: something is missing or did not start, or a demo is running already.
@@ -89,22 +84,18 @@ def running_parts(corpus: Path) -> Iterator[Parts]:
     with ExitStack() as stack:
         stack.enter_context(_only_one())
         base = base_folder(STATE, account)
+        # First, because it takes longest to start.
+        model_server = stack.enter_context(ModelServer(base)) if model is None else None
         redis = stack.enter_context(Redis(base, account))
         postgres = stack.enter_context(Postgres(base, account))
-        database = _database_name(corpus)
-        if database not in postgres.databases():
-            postgres.create_database(database)
-        model_server_url = None
-        if model is None:
-            model_server_url = stack.enter_context(_model_server(base))
-            model = local_environment(model_server_url, os.environ)
         environment = {
             "REDIS_URL": redis.url,
-            "DATABASE_URL": postgres.url(database),
+            "DATABASE_URL": _migrated_database(postgres, corpus),
             "PROTOSTAR_CORPUS_DIR": str(corpus),
-            **model,
         }
-        yield Parts(environment, model_server_url, base)
+        url = model_server.wait_for_url() if model_server else None
+        environment |= local_environment(url, os.environ) if url else model or {}
+        yield Parts(environment, url, base)
 
 
 def remove_state() -> None:
@@ -130,38 +121,65 @@ def _only_one() -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip()
-            raise StackError(
-                f"a demo is running in this clone already (process {holder}); end that first"
-            ) from None
+            raise StackError(f"a demo is running in this clone already (process {holder}); end that first") from None
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
         yield
 
 
-@contextmanager
-def _model_server(base: Path) -> Iterator[str]:
-    """A local model server; gives its address."""
-    port_file = base / "model-server.port"
-    port_file.unlink(missing_ok=True)
-    server = Process(
-        [_BIN / "python", "-m", "stack.model_server", "--port", "0", "--port-file", port_file],
-        log=base / "model-server.log",
-        cwd=ROOT,
-    )
+class ModelServer:
+    """The local model server, as a context that ends it."""
+
+    def __init__(self, base: Path) -> None:
+        self._port_file = base / "model-server.port"
+        self._port_file.unlink(missing_ok=True)
+        module = [_BIN / "python", "-m", "stack.model_server"]
+        options = ["--port", "0", "--port-file", self._port_file]
+        self._process = Process([*module, *options], log=base / "model-server.log", cwd=ROOT)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._process.stop()
+
+    def wait_for_url(self) -> str:
+        """Its address, once it listens.
+
+        Raises:
+            StackError: it ended, or does not listen after 30 s.
+        """
+        listens = self._port_file.exists
+        wait_until(lambda: listens() or not self._process.running, timeout_s=30, what="the model server starts")
+        if not listens():
+            raise StackError(f"the local model server ended:\n{self._process.last_lines()}")
+        return f"http://127.0.0.1:{self._port_file.read_text().strip()}"
+
+
+def _migrated_database(postgres: Postgres, corpus: Path) -> str:
+    """The URL of a database of `corpus`'s own, so that a user's folder does not displace the sample."""
+    name = "protostar"
+    if corpus != SAMPLE_CORPUS:
+        name = f"protostar_{hashlib.sha256(os.fsencode(corpus)).hexdigest()[:12]}"
+    if name not in postgres.databases():
+        postgres.create_database(name)
+    url = postgres.url(name)
+    if not _is_migrated(postgres, name):  # asked here, because the command takes a second to start
+        _protostar("migrate", {"DATABASE_URL": url}, output=sys.stderr)
+    return url
+
+
+def _is_migrated(postgres: Postgres, database: str) -> bool:
+    migrations = {file.stem for file in (ROOT / "models/migrations").glob("[0-9]*.py")}
     try:
-        wait_until(
-            lambda: port_file.exists() or not server.running, timeout_s=30, what="the model server starts"
-        )
-        if not server.running:
-            raise StackError(f"the local model server ended:\n{server.last_lines()}")
-        yield f"http://127.0.0.1:{port_file.read_text().strip()}"
-    finally:
-        server.stop()
+        return migrations <= set(postgres.query(database, "SELECT name FROM tortoise_migrations"))
+    except StackError:
+        return False
 
 
-def _database_name(corpus: Path) -> str:
-    """A database for each corpus, so that a user's own folder does not displace the sample."""
-    if corpus == SAMPLE_CORPUS:
-        return "protostar"
-    return f"protostar_{hashlib.sha256(os.fsencode(corpus)).hexdigest()[:12]}"
+def _protostar(name: str, environment: dict[str, str], *, output: IO[str]) -> None:
+    command = dying_with_us([_BIN / "protostar", name])
+    done = subprocess.run(command, env=os.environ | environment, cwd=ROOT, stdout=output, check=False)
+    if done.returncode != 0:
+        raise StackError(f"protostar {name} failed; the lines above say why")

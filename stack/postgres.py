@@ -65,7 +65,11 @@ class Postgres(Server):
 
     def databases(self) -> list[str]:
         """The names of the databases."""
-        return self._client("psql", "-d", "postgres", "-Atc", "SELECT datname FROM pg_database").splitlines()
+        return self.query("postgres", "SELECT datname FROM pg_database")
+
+    def query(self, database: str, statement: str) -> list[str]:
+        """The rows of a statement's result, columns joined by `|`."""
+        return self._client("psql", "-d", database, "-Atc", statement).splitlines()
 
     def create_database(self, name: str, *, template: str = "template0") -> None:
         """Create a database, as a copy of `template`; nobody may be connected to that."""

@@ -19,8 +19,7 @@ def own_environment(environ: Mapping[str, str]) -> dict[str, str] | None:
         return None
     if not environ.get("PROTOSTAR_CHAT_MODEL"):
         raise StackError(
-            f"{key} is set and PROTOSTAR_CHAT_MODEL is not: name the model to ask, "
-            f"or unset {key} to use the local one"
+            f"{key} is set and PROTOSTAR_CHAT_MODEL is not: name the model to ask, or unset {key} to use the local one"
         )
     if key == "OPENROUTER_API_KEY" and not environ.get("PROTOSTAR_PROVIDER"):
         return {"PROTOSTAR_PROVIDER": "openrouter"}

@@ -38,7 +38,7 @@ def show_tour(conversation: Conversation, console: Console) -> None:
     conversation.ask(FOLLOW_UP)
     if (prompt := conversation.last_prompt()) is not None:
         _head(console, "모델이 받은 프롬프트 · What the model received for the follow-up:")
-        _show_prompt(console, prompt, summary)
+        _show_prompt(console, prompt, first.text, summary)
     console.print()
     console.print(_NEXT, markup=False)
 
@@ -48,16 +48,22 @@ def _head(console: Console, line: str) -> None:
     console.print(Text(line, style="bold cyan"))
 
 
-def _show_prompt(console: Console, prompt: list[dict[str, str]], summary: str) -> None:
+def _show_prompt(console: Console, prompt: list[dict[str, str]], answer: str, summary: str) -> None:
+    used = False
     for message in prompt:
-        text = printable(" ".join(message["content"].split()))
+        text = _one_line(message["content"])
         shown = text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]} …"
-        mark = "  ← the summary · 요약" if _is_summary(message, summary) else ""
-        line = f"  {message['role']:<10}{len(message['content']):>6} characters  {shown}{mark}"
-        console.print(line, markup=False)
-    if not any(_is_summary(message, summary) for message in prompt):
+        console.print(f"  {message['role']:<10}{len(message['content']):>6} characters  {shown}", markup=False)
+        if _one_line(summary) in text:
+            used = True
+            console.print(
+                f"  {'':<10}↳ 지난 답변({len(answer)}자) 대신 그 요약({len(summary)}자)이 들어 있습니다 · "
+                "holds the earlier answer's summary in its place",
+                style="green",
+            )
+    if not used:
         raise StackError("the follow-up's prompt did not hold the summary")
 
 
-def _is_summary(message: dict[str, str], summary: str) -> bool:
-    return message["role"] == "assistant" and message["content"] == summary
+def _one_line(text: str) -> str:
+    return " ".join(printable(text).split())

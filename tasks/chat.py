@@ -54,9 +54,7 @@ def _read_request(tools: Tools, args: tuple[Any, ...], arguments: dict[str, Any]
     except UnknownModeError as error:
         raise JobError(ErrorCode.UNKNOWN_MODE, str(error)) from None
     if request.mode == PAGE_CONTEXT and not request.context.strip():
-        raise JobError(
-            ErrorCode.INVALID_REQUEST, "context: mode page_context answers from it; give the page's text"
-        )
+        raise JobError(ErrorCode.INVALID_REQUEST, "context: mode page_context answers from it; give the page's text")
     return request, persona
 
 

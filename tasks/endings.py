@@ -70,9 +70,7 @@ async def tell_again(tools: Tools, turn: Turn, stored: Message) -> dict[str, Any
     return await _tell_done(turn, stored)
 
 
-async def tell_failure(
-    ctx: dict[Any, Any], attempt: Attempt, error: JobError | asyncio.CancelledError
-) -> None:
+async def tell_failure(ctx: dict[Any, Any], attempt: Attempt, error: JobError | asyncio.CancelledError) -> None:
     """Commit what there is of a job that failed or was cancelled, then tell its reader."""
     if attempt.function not in ("", GENERATE_CHAT):
         return
@@ -128,9 +126,7 @@ def _answer_of_unopened(tools: Tools, attempt: Attempt) -> Answer:
 
 async def _tell_done(turn: Turn, message: Message) -> dict[str, Any]:
     result = _result(turn, message)
-    await turn.answer.done(
-        message_id=message.id, finish_reason=result["finish_reason"], usage=result["usage"]
-    )
+    await turn.answer.done(message_id=message.id, finish_reason=result["finish_reason"], usage=result["usage"])
     return result
 
 

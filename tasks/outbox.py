@@ -68,11 +68,7 @@ class OutboxRelay:
     async def _relay(self, connection: BaseDBAsyncClient) -> int:
         """Enqueue the oldest rows that no other relay has in hand; returns how many."""
         rows: list[OutboxJob] = (
-            await OutboxJob.all()
-            .using_db(connection)
-            .select_for_update(skip_locked=True)
-            .order_by("id")
-            .limit(BATCH)
+            await OutboxJob.all().using_db(connection).select_for_update(skip_locked=True).order_by("id").limit(BATCH)
         )
         for row in rows:
             arguments: dict[str, Any] = dict(row.arguments)

@@ -115,9 +115,7 @@ class Queue:
         await self._redis.zadd(keys.ABORT, {claim.id: claim.rank_ms + 1000})
         return True
 
-    async def done(
-        self, claim: Claim, *, result: bytes | None, result_ttl_ms: int, dead_letter: str = ""
-    ) -> bool:
+    async def done(self, claim: Claim, *, result: bytes | None, result_ttl_ms: int, dead_letter: str = "") -> bool:
         """Finish a job for good; False if this attempt no longer holds it."""
         return await self._finish(claim, "done", result or b"", result_ttl_ms, dead_letter)
 

@@ -57,9 +57,7 @@ class Settler:
             case Again(delay_s, reason, spared):
                 worker.jobs_retried += 1
                 held = await self._until_taken(
-                    lambda: self._queue.retry(
-                        claim, delay_ms=int(delay_s * 1000), spared=spared, reason=reason
-                    )
+                    lambda: self._queue.retry(claim, delay_ms=int(delay_s * 1000), spared=spared, reason=reason)
                 )
             case Ending.HANDED_OVER:
                 worker.jobs_retried += 1
@@ -88,9 +86,7 @@ class Settler:
         data, ttl_ms = self._result(attempt, result, success=success)
         dead_letter = "" if success else _dead_letter(attempt, result)
         return await self._until_taken(
-            lambda: self._queue.done(
-                attempt.claim, result=data, result_ttl_ms=ttl_ms, dead_letter=dead_letter
-            )
+            lambda: self._queue.done(attempt.claim, result=data, result_ttl_ms=ttl_ms, dead_letter=dead_letter)
         )
 
     def _result(self, attempt: Attempt, result: Any, *, success: bool) -> tuple[bytes | None, int]:

@@ -56,9 +56,7 @@ async def _ask(tools: Tools, answer: str) -> Completion:
         max_output_tokens=max_output_tokens,
         count=tools.tokens.count,
     )
-    return await tools.provider.complete(
-        CompletionRequest(settings.summary_model_or_chat, messages, max_output_tokens)
-    )
+    return await tools.provider.complete(CompletionRequest(settings.summary_model_or_chat, messages, max_output_tokens))
 
 
 async def _store(message: Message, summary: str) -> Message:
@@ -68,9 +66,7 @@ async def _store(message: Message, summary: str) -> Message:
 
 
 def _result(message: Message, model: str, usage: Usage) -> dict[str, Any]:
-    return SummaryResult(
-        message_id=message.id, summary=message.summary or "", model=model, usage=usage
-    ).model_dump()
+    return SummaryResult(message_id=message.id, summary=message.summary or "", model=model, usage=usage).model_dump()
 
 
 def _estimate(tools: Tools, completion: Completion, message: Message) -> Usage:

@@ -67,9 +67,7 @@ async def open_turn(
     return Turn(request, job_id, claim, question, stored, answer)
 
 
-async def _open(
-    connection: BaseDBAsyncClient, request: ChatRequest, job_id: str, attempt: int
-) -> tuple[Message, bool]:
+async def _open(connection: BaseDBAsyncClient, request: ChatRequest, job_id: str, attempt: int) -> tuple[Message, bool]:
     session, _ = await Session.get_or_create(
         user_uuid=request.user_uuid, session_id=request.session_id, using_db=connection
     )
@@ -87,9 +85,7 @@ async def _open(
     if created:
         await session.save(update_fields=["updated_at"], using_db=connection)
         return question, True
-    raised = (
-        await Message.filter(id=question.id, attempt__lt=attempt).using_db(connection).update(attempt=attempt)
-    )
+    raised = await Message.filter(id=question.id, attempt__lt=attempt).using_db(connection).update(attempt=attempt)
     return question, bool(raised)
 
 

@@ -334,9 +334,7 @@ class Worker(arq.worker.Worker):
         if self._redis_url is None:
             raise StartupError("the worker was given no redis_url")
         # No retries inside the client: a claim that is sent twice would lose the first reply's jobs.
-        pool = ConnectionPool.from_url(
-            self._redis_url, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=2.0
-        )
+        pool = ConnectionPool.from_url(self._redis_url, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=2.0)
         return ArqRedis(
             pool,
             job_serializer=self.job_serializer,

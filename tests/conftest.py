@@ -98,27 +98,64 @@ def model_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelCont
         yield control
 
 
-@pytest.fixture
-async def house(
-    redis_url: str, database_url: str, model_server: ModelControl, tmp_path: Path
-) -> AsyncIterator[House]:
-    """Everything a worker needs, with a small corpus."""
-    model_server.reset()
-    corpus = tmp_path / "corpus"
+def make_corpus(folder: Path) -> Path:
+    """A corpus of one document."""
+    corpus = folder / "corpus"
     corpus.mkdir()
     (corpus / "delivery.md").write_text(DOCUMENT)
-    house = House(redis_url, database_url, model_server, tmp_path, corpus)
+    return corpus
+
+
+@pytest.fixture
+async def house(redis_url: str, database_url: str, model_server: ModelControl, tmp_path: Path) -> AsyncIterator[House]:
+    """Everything a worker needs, for one test that starts its own."""
+    model_server.reset()
+    house = House(redis_url, database_url, model_server, tmp_path, make_corpus(tmp_path))
     yield house
     await house.close()
 
 
+@pytest.fixture(scope="session")
+def shared_places(
+    account: Account | None,
+    postgres_server: Postgres,
+    migrated_database: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[str, str, Path]]:
+    """A Redis that no test empties, a database and a folder, for one worker that many tests share."""
+    postgres_server.create_database("shared", template=migrated_database)
+    folder = tmp_path_factory.mktemp("shared")
+    make_corpus(folder)
+    with temporary_base_folder(account) as base, Redis(base, account) as server:
+        yield server.url, postgres_server.url("shared"), folder
+
+
+@pytest.fixture(scope="session")
+def shared_workers() -> Iterator[list[Process]]:
+    """The shared worker, once a test has started it."""
+    workers: list[Process] = []
+    yield workers
+    for worker in workers:
+        worker.stop()
+
+
 @pytest.fixture
-async def worker(house: House) -> Process:
-    """A worker that serves and has indexed the corpus."""
-    worker = await house.start_worker()
+async def shared_house(
+    shared_places: tuple[str, str, Path], shared_workers: list[Process], model_server: ModelControl
+) -> AsyncIterator[House]:
+    """A house whose worker serves other tests too: use sessions and job ids of your own, and leave it alive."""
+    redis_url, database_url, folder = shared_places
+    model_server.reset()
+    house = House(redis_url, database_url, model_server, folder, folder / "corpus")
+    house.workers = shared_workers
+    if not shared_workers:
+        await house.start_worker()
 
-    async def indexed() -> object:
-        return await house.rows("SELECT 1 FROM documents")
+        async def indexed() -> object:
+            return await house.rows("SELECT 1 FROM documents")
 
-    await until(indexed, "the corpus is indexed", house.logs)
-    return worker
+        await until(indexed, "the corpus is indexed", house.logs)
+    yield house
+    model_server.reset()
+    assert shared_workers[0].running, house.logs()
+    await house.disconnect()

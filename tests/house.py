@@ -34,17 +34,13 @@ def dump(value: Any) -> bytes:
 class House:
     """Redis, PostgreSQL, a model server and a corpus folder; starts workers as a user does."""
 
-    def __init__(
-        self, redis_url: str, database_url: str, model: ModelControl, folder: Path, corpus: Path
-    ) -> None:
+    def __init__(self, redis_url: str, database_url: str, model: ModelControl, folder: Path, corpus: Path) -> None:
         self.redis_url = redis_url
         self.database_url = database_url
         self.model = model
         self.corpus = corpus
         self.workers: list[Process] = []
-        self.redis = ArqRedis(
-            ConnectionPool.from_url(redis_url), job_serializer=dump, job_deserializer=json.loads
-        )
+        self.redis = ArqRedis(ConnectionPool.from_url(redis_url), job_serializer=dump, job_deserializer=json.loads)
         self._folder = folder
         self.environment = {
             "REDIS_URL": redis_url,
@@ -90,10 +86,20 @@ class House:
             if worker.running:
                 worker.send(signal.SIGCONT)
                 worker.kill()
+        await self.disconnect()
+
+    async def disconnect(self) -> None:
+        """Let go of Redis."""
         await self.redis.aclose(close_connection_pool=True)
 
     async def ask(
-        self, content: str, *, user: str | None = None, session: str = "s", job_id: str | None = None, **more: Any
+        self,
+        content: str,
+        *,
+        user: str | None = None,
+        session: str = "s",
+        job_id: str | None = None,
+        **more: Any,
     ) -> Job:
         """Enqueue a question with stock ARQ."""
         job = await self.redis.enqueue_job(
@@ -151,9 +157,7 @@ class House:
         return "\n".join(worker.last_lines(25) for worker in self.workers)
 
 
-async def until(
-    condition: Callable[[], Awaitable[Any]], what: str, detail: Callable[[], str] = lambda: ""
-) -> Any:
+async def until(condition: Callable[[], Awaitable[Any]], what: str, detail: Callable[[], str] = lambda: "") -> Any:
     """Wait until a condition holds and return its value; the test fails if it does not."""
     deadline = time.monotonic() + DEADLINE_S
     while not (value := await condition()):

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from uuid import uuid4
 
-from stack.processes import Process
 from tests.house import House, check_order, text_of, until
 
 LONG_ANSWER = (
@@ -21,7 +20,8 @@ def pieces(text: str) -> list[str]:
     return [text[i : i + 3] for i in range(0, len(text), 3)]
 
 
-async def test_an_answer_is_told_stored_and_summed_up_once(house: House, worker: Process) -> None:
+async def test_an_answer_is_told_stored_and_summed_up_once(shared_house: House) -> None:
+    house = shared_house
     usage = {"prompt_tokens": 321, "completion_tokens": 54, "total_tokens": 375, "cost": 0.0021}
     house.model.script(
         {"pieces": pieces(LONG_ANSWER), "usage": usage, "delay_s": 0.001},
@@ -54,13 +54,12 @@ async def test_an_answer_is_told_stored_and_summed_up_once(house: House, worker:
     summary = (await house.result(f"summary:{answer['id']}"))["r"]
     assert (summary["message_id"], summary["summary"]) == (answer["id"], SUMMARY)
     assert (await house.messages(job.job_id))[1]["summary"] == SUMMARY
-    [session] = await house.rows("SELECT * FROM sessions")
+    [session] = await house.rows("SELECT * FROM sessions WHERE user_uuid = $1", user)
     assert (str(session["user_uuid"]), session["session_id"]) == (user, "일")
 
 
-async def test_a_follow_up_is_asked_with_the_summary_in_place_of_the_answer(
-    house: House, worker: Process
-) -> None:
+async def test_a_follow_up_is_asked_with_the_summary_in_place_of_the_answer(shared_house: House) -> None:
+    house = shared_house
     house.model.script({"pieces": [LONG_ANSWER]}, {"pieces": [SUMMARY]}, {"pieces": ["네."]})
     user = str(uuid4())
     first = await house.ask("워커가 죽으면?", user=user)
@@ -74,10 +73,9 @@ async def test_a_follow_up_is_asked_with_the_summary_in_place_of_the_answer(
     assert "그 뒤에는?" in prompt
 
 
-async def test_without_a_summary_the_next_turn_gets_the_answer_itself(house: House, worker: Process) -> None:
-    house.model.script(
-        {"pieces": [LONG_ANSWER]}, {"hold": "summary", "pieces": [SUMMARY]}, {"pieces": ["네."]}
-    )
+async def test_without_a_summary_the_next_turn_gets_the_answer_itself(shared_house: House) -> None:
+    house = shared_house
+    house.model.script({"pieces": [LONG_ANSWER]}, {"hold": "summary", "pieces": [SUMMARY]}, {"pieces": ["네."]})
     user = str(uuid4())
     await house.events((await house.ask("워커가 죽으면?", user=user)).job_id)
     await house.model.until_waiting("summary")
@@ -86,7 +84,8 @@ async def test_without_a_summary_the_next_turn_gets_the_answer_itself(house: Hou
     assert "독자는 restart 이벤트를 봅니다" in prompt
 
 
-async def test_a_short_answer_is_its_own_summary(house: House, worker: Process) -> None:
+async def test_a_short_answer_is_its_own_summary(shared_house: House) -> None:
+    house = shared_house
     house.model.script({"pieces": ["네, ", "그렇습니다."]})
     job = await house.ask("맞나요?")
     await house.events(job.job_id)
@@ -96,7 +95,8 @@ async def test_a_short_answer_is_its_own_summary(house: House, worker: Process) 
     assert len(house.model.requests()) == 1
 
 
-async def test_page_context_answers_from_the_page_alone(house: House, worker: Process) -> None:
+async def test_page_context_answers_from_the_page_alone(shared_house: House) -> None:
+    house = shared_house
     house.model.script({"pieces": ["요약입니다."]})
     job = await house.ask(
         "이 글을 요약해 줘. 워커가 죽으면?", mode="page_context", context="노을은 붉다. 바다는 푸르다."
@@ -121,9 +121,8 @@ async def test_a_file_in_the_prompts_folder_is_a_mode(house: House) -> None:
     assert house.model.requests()[-1]["body"]["messages"][0]["content"] == "You speak like a pirate."
 
 
-async def test_the_same_job_id_is_the_same_turn_also_when_redis_has_forgotten_it(
-    house: House, worker: Process
-) -> None:
+async def test_the_same_job_id_is_the_same_turn_also_when_redis_has_forgotten_it(shared_house: House) -> None:
+    house = shared_house
     house.model.script({"pieces": ["하나뿐인 답."]})
     user = str(uuid4())
     job = await house.ask("질문", user=user, job_id="one")
@@ -139,7 +138,8 @@ async def test_the_same_job_id_is_the_same_turn_also_when_redis_has_forgotten_it
     assert len(house.model.requests()) == 1
 
 
-async def test_a_job_id_of_another_users_turn_shows_nothing_of_it(house: House, worker: Process) -> None:
+async def test_a_job_id_of_another_users_turn_shows_nothing_of_it(shared_house: House) -> None:
+    house = shared_house
     house.model.script({"pieces": ["비밀."]})
     await house.ask("질문", job_id="mine")
     await house.events("mine")
@@ -151,10 +151,11 @@ async def test_a_job_id_of_another_users_turn_shows_nothing_of_it(house: House, 
     assert len(await house.messages("mine")) == 2
 
 
-async def test_turns_of_a_session_run_one_at_a_time_and_in_order(house: House, worker: Process) -> None:
+async def test_turns_of_a_session_run_one_at_a_time_and_in_order(shared_house: House) -> None:
+    house = shared_house
     house.model.script({"contains": "첫째", "hold": "first", "pieces": ["1."]})
     user = str(uuid4())
-    jobs = [await house.ask(word, user=user, job_id=f"{n}") for n, word in enumerate(["첫째", "둘째", "셋째"])]
+    jobs = [await house.ask(word, user=user, job_id=f"{user}-{n}") for n, word in enumerate(["첫째", "둘째", "셋째"])]
     await house.model.until_waiting("first")
     other = await house.ask("다른 세션", user=user, session="other")
     await house.events(other.job_id)
@@ -164,12 +165,14 @@ async def test_turns_of_a_session_run_one_at_a_time_and_in_order(house: House, w
         await house.events(job.job_id)
     rows = await house.rows(
         "SELECT m.job_id FROM messages m JOIN sessions s ON s.id = m.session_id "
-        "WHERE s.session_id = 's' AND m.role = 'assistant' ORDER BY m.id"
+        "WHERE s.user_uuid = $1 AND s.session_id = 's' AND m.role = 'assistant' ORDER BY m.id",
+        user,
     )
-    assert [row["job_id"] for row in rows] == ["0", "1", "2"]
+    assert [row["job_id"] for row in rows] == [job.job_id for job in jobs]
 
 
-async def test_ten_lines_with_only_arq_and_json_are_a_producer(house: House, worker: Process) -> None:
+async def test_ten_lines_with_only_arq_and_json_are_a_producer(shared_house: House) -> None:
+    house = shared_house
     house.model.script({"pieces": ["안녕하세요."]})
     script = f"""
 import asyncio, json
@@ -197,19 +200,21 @@ async def until_done(script: str) -> str:
     return output.decode()
 
 
-async def test_cron_indexes_the_corpus_at_start(house: House, worker: Process) -> None:
+async def test_cron_indexes_the_corpus_at_start(house: House) -> None:
+    await house.start_worker()
+
     async def indexed() -> list[dict[str, object]]:
         return await house.rows("SELECT path FROM documents ORDER BY path")
 
     assert [row["path"] for row in await until(indexed, "the corpus is indexed")] == ["delivery.md"]
 
 
-async def test_reindexing_on_demand_says_what_changed(house: House, worker: Process) -> None:
+async def test_reindexing_on_demand_says_what_changed(house: House) -> None:
+    await house.start_worker(PROTOSTAR_REINDEX_MINUTES="0")
+    assert (await reindexed(house))["added"] == 1
     (house.corpus / "new.md").write_text("# 새 글\n\n토성에는 고리가 있다.")
     (house.corpus / "delivery.md").write_text("# 바뀐 글\n\n목성은 크다.")
-    job = await house.redis.enqueue_job("reindex_corpus")
-    assert job is not None
-    result = await job.result(timeout=20)
+    result = await reindexed(house)
     assert {key: result[key] for key in ("added", "changed", "removed", "unchanged", "failed")} == {
         "added": 1,
         "changed": 1,
@@ -217,3 +222,10 @@ async def test_reindexing_on_demand_says_what_changed(house: House, worker: Proc
         "unchanged": 0,
         "failed": 0,
     }
+
+
+async def reindexed(house: House) -> dict[str, int]:
+    job = await house.redis.enqueue_job("reindex_corpus")
+    assert job is not None
+    result: dict[str, int] = await job.result(timeout=20, poll_delay=0.05)
+    return result

@@ -16,8 +16,39 @@ MODEL = "gpt-4o"
 COUNTER = TokenCounter(MODEL)
 
 WORDS = st.sampled_from(
-    "큐는 작업을 워커에게 넘긴다. 재시도는 세 번까지 합니다. 청크는 토큰으로 잰다。 queue worker retries the job. "
-    "max_jobs=100 XREADGROUP e.g. 3.14 漢字です。 👩‍👩‍👧 🇰🇷🇺🇸 é각 <|endoftext|> * - > [링크](http://x.y) $$ \\".split()
+    [
+        "큐는",
+        "작업을",
+        "워커에게",
+        "넘긴다.",
+        "재시도는",
+        "세",
+        "번까지",
+        "합니다.",
+        "청크는",
+        "토큰으로",
+        "잰다。",
+        "queue",
+        "worker",
+        "retries",
+        "the",
+        "job.",
+        "max_jobs=100",
+        "XREADGROUP",
+        "e.g.",
+        "3.14",
+        "漢字です。",
+        "👩\u200d👩\u200d👧",
+        "🇰🇷🇺🇸",
+        "é각",
+        "<|endoftext|>",
+        "*",
+        "-",
+        ">",
+        "[링크](http://x.y)",
+        "$$",
+        "\\",
+    ]
 )
 LINES = st.lists(WORDS, min_size=1, max_size=40).map(" ".join)
 PARAGRAPHS = st.lists(LINES, min_size=1, max_size=4).map("\n".join)
@@ -25,12 +56,18 @@ HEADINGS = st.builds("{} {}".format, st.sampled_from(["#", "##", "###"]), LINES.
 FENCES = st.builds(
     lambda mark, body: f"{mark}python\n{body}\n{mark}",
     st.sampled_from(["```", "~~~~"]),
-    st.lists(st.sampled_from(["def f(x):", "    return x + 1", "", "# no heading", "값 = 1"]), max_size=40).map("\n".join),
+    st.lists(st.sampled_from(["def f(x):", "    return x + 1", "", "# no heading", "값 = 1"]), max_size=40).map(
+        "\n".join
+    ),
 )
 TABLES = st.lists(WORDS, min_size=1, max_size=30).map(
     lambda cells: "| 이름 | value |\n|---|:-:|\n" + "\n".join(f"| {cell} | {cell} |" for cell in cells)
 )
-RUNS = st.builds(lambda unit, count: unit * count, st.sampled_from(["가", "a", "👨‍👩‍👧‍👦", "ab가", "-", "e\u0301"]), st.integers(1, 700))
+RUNS = st.builds(
+    lambda unit, count: unit * count,
+    st.sampled_from(["가", "a", "👨‍👩‍👧‍👦", "ab가", "-", "e\u0301"]),
+    st.integers(1, 700),
+)
 SPACES = st.sampled_from(["\n\n", "\n", "\n\n\n", "\n \t\n", "   "])
 BLOCKS = st.one_of(PARAGRAPHS, HEADINGS, FENCES, TABLES, RUNS)
 DOCUMENTS = st.lists(st.tuples(BLOCKS, SPACES), max_size=12).map(lambda blocks: "".join(a + b for a, b in blocks))
@@ -77,7 +114,10 @@ def test_neighbours_never_share_more_than_twice_the_overlap(text: str, sizes: tu
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(LINES, min_size=1, max_size=30).map("\n".join), st.sampled_from([(24, 6), (64, 12), (64, 32), (400, 60)]))
+@given(
+    st.lists(LINES, min_size=1, max_size=30).map("\n".join),
+    st.sampled_from([(24, 6), (64, 12), (64, 32), (400, 60)]),
+)
 def test_neighbours_in_running_text_share_at_least_half_of_the_overlap(text: str, sizes: tuple[int, int]) -> None:
     chunks = chunks_of(text, *sizes)
     for before, after in zip(chunks, chunks[1:], strict=False):
@@ -120,13 +160,17 @@ def test_no_chunk_ends_with_a_heading(sections: list[tuple[str, str]]) -> None:
 
 
 def test_heading_is_the_path_and_front_matter_is_metadata() -> None:
-    text = "---\ntitle: \"큐 안내\"\ndate: 2025-01-02\ntags: [redis, 큐]\n---\n\n# 시작\n\n본문.\n\n## 재시도\n\n세 번.\n"
+    text = '---\ntitle: "큐 안내"\ndate: 2025-01-02\ntags: [redis, 큐]\n---\n\n# 시작\n\n본문.\n\n## 재시도\n\n세 번.\n'
     file = cut([text], ChunkSettings(64, 12, MODEL))
     assert [(chunk.heading, chunk.text) for chunk in file] == [
         ("큐 안내 > 시작", "# 시작\n\n본문."),
         ("큐 안내 > 시작 > 재시도", "## 재시도\n\n세 번."),
     ]
-    assert (file.metadata.title, file.metadata.date, file.metadata.tags) == ("큐 안내", "2025-01-02", ["redis", "큐"])
+    assert (file.metadata.title, file.metadata.date, file.metadata.tags) == (
+        "큐 안내",
+        "2025-01-02",
+        ["redis", "큐"],
+    )
 
 
 def test_a_rule_at_the_beginning_is_no_front_matter() -> None:
@@ -136,7 +180,9 @@ def test_a_rule_at_the_beginning_is_no_front_matter() -> None:
 
 def test_a_heading_without_a_body_goes_with_the_next_section() -> None:
     chunks = chunks_of("# Guide\n\n## Install\n\nRun it.\n", 64, 12)
-    assert [(chunk.heading, chunk.text) for chunk in chunks] == [("Guide > Install", "# Guide\n\n## Install\n\nRun it.")]
+    assert [(chunk.heading, chunk.text) for chunk in chunks] == [
+        ("Guide > Install", "# Guide\n\n## Install\n\nRun it.")
+    ]
 
 
 def test_hash_signs_in_a_fence_are_no_headings() -> None:

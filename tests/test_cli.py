@@ -159,9 +159,7 @@ class Asked:
     async def say(self, kind: str, *, attempt: int = 1, **fields: Any) -> None:
         self._seq += 1
         data = {"v": 1, "type": kind, "job_id": self.job_id, "attempt": attempt, "seq": self._seq, **fields}
-        await self.redis.xadd(
-            keys.events(self.job_id), {"data": json.dumps(data)}, id=f"{attempt}-{self._seq}"
-        )
+        await self.redis.xadd(keys.events(self.job_id), {"data": json.dumps(data)}, id=f"{attempt}-{self._seq}")
 
     async def read(self, text: str) -> None:
         """Wait for exactly this text on standard output."""
@@ -196,9 +194,7 @@ async def ask(redis_url: str, redis: Redis, *arguments: str) -> Asked:
     return Asked(process, redis, message["data"].decode())
 
 
-async def test_ask_streams_the_answer_and_keeps_the_rest_off_standard_output(
-    redis_url: str, redis: Redis
-) -> None:
+async def test_ask_streams_the_answer_and_keeps_the_rest_off_standard_output(redis_url: str, redis: Redis) -> None:
     asked = await ask(redis_url, redis, "--user", USER, "--session", "s", "--mode", "general", "질문")
     payload = json.loads(await redis.get(keys.job(asked.job_id)))
     expected = {"user_uuid": USER, "session_id": "s", "content": "질문", "mode": "general", "context": ""}

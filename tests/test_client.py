@@ -168,9 +168,7 @@ async def test_enqueue_wakes_an_idle_worker(client: ChatClient, heard: Callable[
     assert await heard() == handle.job_id
 
 
-async def test_the_same_id_again_is_the_same_turn(
-    client: ChatClient, redis: Redis, worker: PlayedWorker
-) -> None:
+async def test_the_same_id_again_is_the_same_turn(client: ChatClient, redis: Redis, worker: PlayedWorker) -> None:
     first = await ask(client, "first", job_id="turn")
     again = await ask(client, "second", job_id="turn")
     assert (first.created, again.created) == (True, False)
@@ -295,9 +293,7 @@ async def test_a_job_that_vanishes_ends_its_readers(handle: JobHandle, redis: Re
         await asyncio.wait_for(reading, 10)
 
 
-async def test_an_expired_log_is_told_and_text_still_has_the_answer(
-    handle: JobHandle, worker: PlayedWorker
-) -> None:
+async def test_an_expired_log_is_told_and_text_still_has_the_answer(handle: JobHandle, worker: PlayedWorker) -> None:
     await worker.finish(handle.job_id, ANSWER)
     with pytest.raises(EventsExpired):
         await ids(handle)

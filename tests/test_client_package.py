@@ -58,9 +58,7 @@ def _install_requirements(of: Distribution, site_packages: Path, done: set[str])
     """Copy the distributions that `of` requires from this environment: an installer without a network."""
     for line in of.requires or []:
         requirement = Requirement(line)
-        if requirement.name in done or (
-            requirement.marker and not requirement.marker.evaluate({"extra": ""})
-        ):
+        if requirement.name in done or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
             continue
         done.add(requirement.name)
         required = distribution(requirement.name)
@@ -104,8 +102,7 @@ def test_it_imports_alone_and_pulls_in_nothing_of_the_worker(python: Path) -> No
 
 def test_importing_it_beside_the_worker_pulls_in_nothing_either() -> None:
     program = (
-        "import sys, protostar_client.sync\n"
-        "print('\\n'.join(sorted({name.partition('.')[0] for name in sys.modules})))"
+        "import sys, protostar_client.sync\nprint('\\n'.join(sorted({name.partition('.')[0] for name in sys.modules})))"
     )
     loaded = run(Path(sys.executable), program).split()
     assert not set(loaded) & {*WORKERS_ONLY, "tasks", "rag", "models", "cli"}

@@ -33,18 +33,14 @@ REDIS = Passage(
     "`appendfsync everysec`이면 최대 1초의 쓰기를 잃습니다.\n\n"
     "| 값 | 뜻 |\n|---|---|\n| always | 쓰기마다. |\n\n```sh\nredis-cli CONFIG GET appendfsync\n```\n",
 )
-POSTGRES = Passage(
-    "ko/postgres.md", "WAL", "PostgreSQL keeps a write-ahead log. A commit waits for the log's flush."
-)
+POSTGRES = Passage("ko/postgres.md", "WAL", "PostgreSQL keeps a write-ahead log. A commit waits for the log's flush.")
 
 
 def count_words(text: str) -> int:
     return len(text.split())
 
 
-def answer(
-    question: str, *, passages: Sequence[Passage] = (), history: Sequence[Turn] = (), page: str = ""
-) -> str:
+def answer(question: str, *, passages: Sequence[Passage] = (), history: Sequence[Turn] = (), page: str = "") -> str:
     prompt = build_prompt(
         (PROMPTS / "general.md").read_text(),
         question,
@@ -93,9 +89,7 @@ def test_an_answer_quotes_the_fitting_sentence_first_and_names_its_document() ->
 def test_an_english_question_is_answered_in_english() -> None:
     text = answer("What does a commit wait for?", passages=[REDIS, POSTGRES])
     assert text.startswith("A commit waits for the log's flush.")
-    assert (
-        "(Local demo model: these sentences are quoted from the documents.) Sources: ko/postgres.md" in text
-    )
+    assert "(Local demo model: these sentences are quoted from the documents.) Sources: ko/postgres.md" in text
 
 
 def test_headings_tables_and_code_are_not_quoted() -> None:
@@ -111,15 +105,11 @@ def test_without_passages_it_says_that_the_documents_hold_no_answer() -> None:
 def test_a_follow_up_is_answered_from_the_summary_of_the_conversation() -> None:
     history = [Turn("AOF란?", "아주 긴 답", "AOF는 최대 1초의 쓰기를 잃습니다.")]
     text = answer("방금 한 답을 다시 말해 줘", passages=[POSTGRES], history=history)
-    assert (
-        text == "AOF는 최대 1초의 쓰기를 잃습니다.\n\n(로컬 데모 모델: 앞선 대화에서 그대로 옮긴 문장입니다.)"
-    )
+    assert text == "AOF는 최대 1초의 쓰기를 잃습니다.\n\n(로컬 데모 모델: 앞선 대화에서 그대로 옮긴 문장입니다.)"
 
 
 def test_a_page_is_summed_up_by_its_first_sentences() -> None:
-    text = answer(
-        "이 페이지를 요약해 줘", page="첫 문장입니다. 둘째 문장입니다. 셋째 문장입니다. 넷째 문장입니다."
-    )
+    text = answer("이 페이지를 요약해 줘", page="첫 문장입니다. 둘째 문장입니다. 셋째 문장입니다. 넷째 문장입니다.")
     assert "첫 문장입니다." in text
     assert "셋째 문장입니다." in text
     assert "넷째" not in text

@@ -163,9 +163,8 @@ def test_a_fence_that_is_no_code_is_refused() -> None:
 
 def test_a_passage_carries_its_document_and_heading_and_a_label() -> None:
     prompt = build(passages=[Passage("queues/leases.md", 'Lease > "TTL"', "A lease expires.")])
-    assert (
-        f'<passage-{CODE} document="queues/leases.md" heading="Lease › \'TTL\'">\nA lease expires.\n'
-        in user_text(prompt)
+    assert f'<passage-{CODE} document="queues/leases.md" heading="Lease › \'TTL\'">\nA lease expires.\n' in user_text(
+        prompt
     )
     assert "untrusted data" in prompt.messages[0]["content"]
 
@@ -224,9 +223,7 @@ def test_a_page_that_fits_is_whole_even_beside_a_long_history() -> None:
     assert prompt.turns >= 1
 
 
-@pytest.mark.parametrize(
-    "sentence", ["여기에는 낱말 여섯 개짜리 문장이 있다. ", "A sentence of six words stands. "]
-)
+@pytest.mark.parametrize("sentence", ["여기에는 낱말 여섯 개짜리 문장이 있다. ", "A sentence of six words stands. "])
 def test_a_page_that_does_not_fit_is_cut_behind_a_sentence_and_says_so(sentence: str) -> None:
     prompt = build(page_context=sentence * 1_000, history=[Turn("q", "a", "s")])
     assert prompt.page_is_cut
@@ -254,9 +251,7 @@ def test_what_is_counted_is_the_joined_text() -> None:
 
 
 def test_what_can_never_fit_says_the_numbers() -> None:
-    with pytest.raises(
-        PromptTooLongError, match=r"question takes 3000 tokens and the persona 1;.* window of 2000"
-    ):
+    with pytest.raises(PromptTooLongError, match=r"question takes 3000 tokens and the persona 1;.* window of 2000"):
         build(question="word " * 3_000)
 
 
@@ -273,9 +268,7 @@ def test_a_thousand_turns_and_twenty_passages_are_assembled_at_once() -> None:
     for _ in range(15):
         counted.clear()
         start = time.perf_counter()
-        prompt = build(
-            history=history, passages=passages, context_window=8_192, max_output_tokens=1_024, count=count
-        )
+        prompt = build(history=history, passages=passages, context_window=8_192, max_output_tokens=1_024, count=count)
         took_s.append(time.perf_counter() - start)
     assert len(prompt.passages) == 20
     assert 50 < prompt.turns < 1_000

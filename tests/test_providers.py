@@ -64,9 +64,7 @@ def name(request: pytest.FixtureRequest) -> ProviderName:
 
 @pytest.fixture
 async def provider(name: ProviderName, model: ModelControl) -> AsyncIterator[Provider]:
-    made = make_provider(
-        name, api_key=KEY, base_url=model.base_url, first_token_timeout_s=20, stall_timeout_s=20
-    )
+    made = make_provider(name, api_key=KEY, base_url=model.base_url, first_token_timeout_s=20, stall_timeout_s=20)
     yield made
     await made.close()
 
@@ -111,9 +109,7 @@ async def error_of(provider: Provider, *, whole: bool = False) -> ProviderError:
     return raised.value
 
 
-async def test_an_answer_comes_piece_by_piece_and_ends_with_one_finish(
-    provider: Provider, model: ModelControl
-) -> None:
+async def test_an_answer_comes_piece_by_piece_and_ends_with_one_finish(provider: Provider, model: ModelControl) -> None:
     usage = {"prompt_tokens": 11, "completion_tokens": 4, "total_tokens": 15, "cost": 0.00025}
     model.script({"pieces": PIECES, "usage": usage})
     texts, finish = await streamed(provider)
@@ -213,17 +209,13 @@ async def test_every_fault_has_its_error(
 
 
 @pytest.mark.parametrize("fault", ["end", "malformed"])
-async def test_a_stream_that_breaks_off_is_no_answer(
-    provider: Provider, model: ModelControl, fault: str
-) -> None:
+async def test_a_stream_that_breaks_off_is_no_answer(provider: Provider, model: ModelControl, fault: str) -> None:
     model.script({"pieces": PIECES, "fault": fault, "after": 3})
     assert type(await error_of(provider)) is ProviderUnavailableError
 
 
 @pytest.mark.parametrize("fault", ["end", "drop", "malformed", "error_chunk"])
-async def test_what_came_before_the_break_was_handed_on(
-    provider: Provider, model: ModelControl, fault: str
-) -> None:
+async def test_what_came_before_the_break_was_handed_on(provider: Provider, model: ModelControl, fault: str) -> None:
     model.script({"pieces": PIECES, "fault": fault, "after": 3, "delay_s": 0.01})
     texts: list[StreamPart] = []
     with pytest.raises(ProviderUnavailableError):
@@ -250,9 +242,7 @@ async def test_what_holds_no_token_does_not_hold_off_the_limits(
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["stream", "whole"])
-async def test_a_server_that_sends_no_headers_stalls(
-    impatient: Provider, model: ModelControl, whole: bool
-) -> None:
+async def test_a_server_that_sends_no_headers_stalls(impatient: Provider, model: ModelControl, whole: bool) -> None:
     model.script({"status": 500, "fault": "stall"})
     assert type(await error_of(impatient, whole=whole)) is StalledError
 
@@ -325,9 +315,7 @@ async def test_retry_after_as_a_date(provider: Provider, model: ModelControl) ->
     assert 25 < error.retry_after_s <= 30
 
 
-async def test_an_error_names_the_status_and_what_the_provider_said(
-    provider: Provider, model: ModelControl
-) -> None:
+async def test_an_error_names_the_status_and_what_the_provider_said(provider: Provider, model: ModelControl) -> None:
     model.script({"status": 503, "error": {"message": "The model is\n overloaded."}})
     assert str(await error_of(provider)) == f"{provider.name} answered 503: The model is overloaded."
 
@@ -337,9 +325,7 @@ async def test_an_error_names_the_status_and_what_the_provider_said(
 async def test_no_error_repeats_the_key_or_the_prompt(
     provider: Provider, model: ModelControl, said: str, whole: bool
 ) -> None:
-    model.script(
-        {"status": 400, "error": {"message": said}}, {"fault": "error_chunk", "error": {"message": said}}
-    )
+    model.script({"status": 400, "error": {"message": said}}, {"fault": "error_chunk", "error": {"message": said}})
     for _ in range(2):
         error = await error_of(provider, whole=whole)
         assert QUESTION[5:] not in str(error)
@@ -348,9 +334,7 @@ async def test_no_error_repeats_the_key_or_the_prompt(
 
 
 @pytest.mark.parametrize("leave", ["break", "cancel"])
-async def test_leaving_closes_the_upstream_request(
-    provider: Provider, model: ModelControl, leave: str
-) -> None:
+async def test_leaving_closes_the_upstream_request(provider: Provider, model: ModelControl, leave: str) -> None:
     model.script({"pieces": PIECES, "after": 2, "hold": "gate"})
 
     async def read() -> None:
@@ -374,9 +358,7 @@ async def test_leaving_closes_the_upstream_request(
     assert request["closed_at"] - left_at < 0.5
 
 
-async def test_a_stream_that_is_opened_and_never_read_is_closed(
-    provider: Provider, model: ModelControl
-) -> None:
+async def test_a_stream_that_is_opened_and_never_read_is_closed(provider: Provider, model: ModelControl) -> None:
     model.script({"pieces": PIECES, "hold": "gate"})
     async with provider.stream(REQUEST):
         await model.until_waiting("gate")
@@ -384,9 +366,7 @@ async def test_a_stream_that_is_opened_and_never_read_is_closed(
     assert model.requests()[-1]["closed_early"]
 
 
-async def test_a_request_cancelled_before_its_first_byte_is_closed(
-    provider: Provider, model: ModelControl
-) -> None:
+async def test_a_request_cancelled_before_its_first_byte_is_closed(provider: Provider, model: ModelControl) -> None:
     model.script({"status": 500, "hold": "gate"})
     asking = asyncio.create_task(provider.complete(REQUEST))
     await model.until_waiting("gate")
@@ -397,9 +377,7 @@ async def test_a_request_cancelled_before_its_first_byte_is_closed(
     assert model.requests()[-1]["closed_early"]
 
 
-async def test_the_readers_own_error_passes_through_untouched(
-    provider: Provider, model: ModelControl
-) -> None:
+async def test_the_readers_own_error_passes_through_untouched(provider: Provider, model: ModelControl) -> None:
     model.script({"pieces": PIECES})
 
     async def read() -> None:
@@ -477,17 +455,13 @@ async def test_a_failed_embedding_has_its_error(
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["stream", "whole"])
-async def test_a_model_that_refuses_max_tokens_is_asked_in_its_own_words(
-    model: ModelControl, whole: bool
-) -> None:
+async def test_a_model_that_refuses_max_tokens_is_asked_in_its_own_words(model: ModelControl, whole: bool) -> None:
     refusal = {
         "message": "Use 'max_completion_tokens'.",
         "param": "max_tokens",
         "code": "unsupported_parameter",
     }
-    provider = make_provider(
-        "openai", api_key=KEY, base_url=model.base_url, first_token_timeout_s=5, stall_timeout_s=5
-    )
+    provider = make_provider("openai", api_key=KEY, base_url=model.base_url, first_token_timeout_s=5, stall_timeout_s=5)
     model.script({"status": 400, "error": refusal}, {"pieces": PIECES, "times": 2})
     for _ in range(2):
         await (provider.complete(REQUEST) if whole else streamed(provider))
@@ -520,9 +494,7 @@ def event_bytes(line_end: str, *, multi_line: bool) -> bytes:
     multi_line=st.booleans(),
     cuts=st.lists(st.integers(min_value=0, max_value=400)),
 )
-def test_events_are_the_same_however_the_bytes_are_cut(
-    line_end: str, multi_line: bool, cuts: list[int]
-) -> None:
+def test_events_are_the_same_however_the_bytes_are_cut(line_end: str, multi_line: bool, cuts: list[int]) -> None:
     data = event_bytes(line_end, multi_line=multi_line)
     reader = EventReader()
     found = []

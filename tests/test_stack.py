@@ -152,9 +152,7 @@ async def test_postgres_has_its_rows_after_any_end(base: Path, account: Account 
         assert await execute(server.url("kept"), "SELECT text FROM t") == "답변"
 
 
-async def test_postgres_starts_though_its_lock_names_a_living_process(
-    base: Path, account: Account | None
-) -> None:
+async def test_postgres_starts_though_its_lock_names_a_living_process(base: Path, account: Account | None) -> None:
     """As in a container that was started again, where process ids are few."""
     other = Process(["/bin/sleep", "60"], log=base / "sleep.log", account=account)
     with Postgres(base, account, durable=False) as server:
@@ -232,9 +230,7 @@ def test_a_server_that_does_not_start_says_why(base: Path, account: Account | No
             first.start()
 
 
-def test_a_deep_clone_keeps_its_servers_elsewhere_and_always_there(
-    tmp_path: Path, account: Account | None
-) -> None:
+def test_a_deep_clone_keeps_its_servers_elsewhere_and_always_there(tmp_path: Path, account: Account | None) -> None:
     deep = tmp_path / ("deep" * 20)
     base = base_folder(deep, account)
     try:
@@ -287,6 +283,4 @@ def test_set_up_without_venv_says_what_to_install(tmp_path: Path) -> None:
     python.chmod(0o755)
     done = set_up("find_python", tmp_path)
     assert done.returncode == 1
-    assert done.stderr.startswith(
-        "protostar: python3 has no venv; install it (Debian, Ubuntu: apt-get install"
-    )
+    assert done.stderr.startswith("protostar: python3 has no venv; install it (Debian, Ubuntu: apt-get install")

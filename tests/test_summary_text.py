@@ -143,9 +143,7 @@ def test_any_summary_is_one_paragraph_of_at_most_three_sentences(text: str) -> N
         ("１５초", "15초", []),
     ],
 )
-def test_numbers_that_the_source_does_not_hold_are_found(
-    summary: str, source: str, unsupported: list[str]
-) -> None:
+def test_numbers_that_the_source_does_not_hold_are_found(summary: str, source: str, unsupported: list[str]) -> None:
     assert unsupported_numbers(summary, source) == unsupported
 
 

@@ -130,9 +130,7 @@ class ChatClient:
         await self._connection.call(lambda redis: redis.delete(keys.result(job_id)))  # nobody reads it again
         return result.messages
 
-    async def _enqueue(
-        self, function: str, job_id: str, user_uuid: UUID, arguments: Mapping[str, Any]
-    ) -> JobHandle:
+    async def _enqueue(self, function: str, job_id: str, user_uuid: UUID, arguments: Mapping[str, Any]) -> JobHandle:
         payload = dump_json({"t": None, "f": function, "a": [], "k": arguments})
         try:
             reply, ran_before = await self._connection.run_script(
@@ -149,9 +147,7 @@ class ChatClient:
         # An id that exists after a try whose reply was lost is this very job, not a duplicate.
         return self._handle(job_id, user_uuid, created=reply[0] == b"queued" or ran_before, is_owned=True)
 
-    def _handle(
-        self, job_id: str, user_uuid: UUID, *, created: bool = False, is_owned: bool = False
-    ) -> JobHandle:
+    def _handle(self, job_id: str, user_uuid: UUID, *, created: bool = False, is_owned: bool = False) -> JobHandle:
         return JobHandle(
             job_id,
             user_uuid=user_uuid,

@@ -35,7 +35,8 @@ class Connection:
             redis_url,
             # No socket_timeout: with it redis-py sends under asyncio.wait_for, which can lose a cancellation
             # before Python 3.12, and a reader that can't be cancelled reads for ever.
-            socket_connect_timeout=CONNECT_TIMEOUT_S,socket_timeout=10.0,
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            socket_timeout=10.0,
             client_name="protostar-client",
         )
         self._patience_s = patience_s
@@ -62,9 +63,7 @@ class Connection:
         """
         return await self._call(operation, patience_s=self._patience_s)
 
-    async def run_script(
-        self, name: str, *, keys: list[str], args: list[str | bytes | int]
-    ) -> tuple[Any, bool]:
+    async def run_script(self, name: str, *, keys: list[str], args: list[str | bytes | int]) -> tuple[Any, bool]:
         """What one of the scripts in `lua/` returns, and whether it may have run before, unheard.
 
         Raises:

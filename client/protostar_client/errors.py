@@ -34,9 +34,7 @@ class JobVanished(ProtostarError):
     """No trace of the job, or none that belongs to this user: it never was, has expired, or was deleted."""
 
     def __init__(self, job_id: str) -> None:
-        super().__init__(
-            f"job {job_id!r} is not known for this user; check the id, or enqueue the question again"
-        )
+        super().__init__(f"job {job_id!r} is not known for this user; check the id, or enqueue the question again")
         self.job_id = job_id
 
 

@@ -86,7 +86,5 @@ def _event(entry_id: bytes, fields: dict[bytes, bytes]) -> Event:
 def _parse_id(event_id: str) -> tuple[int, int]:
     match = _ID.fullmatch(event_id)
     if match is None:
-        raise InvalidRequest(
-            "last_id", f"{event_id[:64]!r} is no event's id; pass the `id` of the last event seen"
-        )
+        raise InvalidRequest("last_id", f"{event_id[:64]!r} is no event's id; pass the `id` of the last event seen")
     return int(match[1]), int(match[2])

@@ -55,9 +55,7 @@ def value_of(job_id: str, result: bytes) -> Any:
     try:
         record = load_json(result)
     except ValueError:
-        raise JobError(
-            ErrorCode.INTERNAL, "the result is not JSON; give ARQ's worker the JSON codec"
-        ) from None
+        raise JobError(ErrorCode.INTERNAL, "the result is not JSON; give ARQ's worker the JSON codec") from None
     value = record.get("r")
     if isinstance(value, asyncio.CancelledError):
         raise Cancelled(job_id)

@@ -102,9 +102,7 @@ class ChatClient:
         stack = AsyncExitStack()
         try:
             client = thread.run(
-                stack.enter_async_context(
-                    aio.ChatClient.connect(redis_url, max_queue=max_queue, patience_s=patience_s)
-                )
+                stack.enter_async_context(aio.ChatClient.connect(redis_url, max_queue=max_queue, patience_s=patience_s))
             )
             yield cls(client, thread)
         finally:

@@ -35,9 +35,7 @@ class AnswerReader:
         """
         choice = _first_choice(chunk)
         if error_of(chunk) or error_of(choice):
-            raise self._translator.of_body(
-                chunk if error_of(chunk) else choice, status=200, prompt=self._prompt
-            )
+            raise self._translator.of_body(chunk if error_of(chunk) else choice, status=200, prompt=self._prompt)
         self._model = _text(chunk.get("model")) or self._model
         self._usage = usage_of(chunk) or self._usage
         self.finish_reason = _text(choice.get("finish_reason")) or self.finish_reason

@@ -34,9 +34,7 @@ _CONTENT_FILTER: Final = re.compile(
 )
 _NO_CREDIT: Final = re.compile(r"insufficient_quota|billing|insufficient_credits", re.IGNORECASE)
 _RATE_LIMIT: Final = re.compile(r"rate_?limit", re.IGNORECASE)
-_REFUSED: Final = re.compile(
-    r"invalid_request|invalid_api_key|authentication|permission|not_found", re.IGNORECASE
-)
+_REFUSED: Final = re.compile(r"invalid_request|invalid_api_key|authentication|permission|not_found", re.IGNORECASE)
 _KEY_LIKE: Final = re.compile(r"\b(?:sk|pk|key)-[\w*.-]{4,}|\bBearer\s+\S+")
 
 _TRANSPORT_FAULTS: Final = {"TransportError", "StreamError", "DecodingError", "NoResponseError"}
@@ -74,12 +72,8 @@ class Translator:
         """The error for what httpx, or an SDK around it, raised."""
         kind = type(error).__name__
         if _is_transport_error(error):
-            return ProviderUnavailableError(
-                f"{self._provider} can't be reached or broke off ({kind}); try again later"
-            )
-        return FatalProviderError(
-            f"{self._provider} could not be asked ({kind}); check its key, base URL and version"
-        )
+            return ProviderUnavailableError(f"{self._provider} can't be reached or broke off ({kind}); try again later")
+        return FatalProviderError(f"{self._provider} could not be asked ({kind}); check its key, base URL and version")
 
     def of_body(
         self,
@@ -97,9 +91,7 @@ class Translator:
         message = self._message(status, said, prompt)
         return _classify(status, marks, message, retry_after_s(headers or {}))
 
-    def of_response(
-        self, status: int, text: str, headers: Mapping[str, str], prompt: Sequence[str]
-    ) -> ProviderError:
+    def of_response(self, status: int, text: str, headers: Mapping[str, str], prompt: Sequence[str]) -> ProviderError:
         """The error for a whole response, whatever its body is."""
         try:
             body = json.loads(text)
@@ -115,18 +107,12 @@ class Translator:
 
     def filtered(self) -> ContentFilteredError:
         """The error for an answer that the provider cut off for its content."""
-        return ContentFilteredError(
-            f"{self._provider} filtered the answer for its content; ask in another way"
-        )
+        return ContentFilteredError(f"{self._provider} filtered the answer for its content; ask in another way")
 
     def _message(self, status: int, said: str, prompt: Sequence[str]) -> str:
-        answered = (
-            f"{self._provider} answered {status}" if status >= 400 else f"{self._provider} reported an error"
-        )
+        answered = f"{self._provider} answered {status}" if status >= 400 else f"{self._provider} reported an error"
         advice = _ADVICE.get(status, "")
-        return ": ".join(filter(None, (answered, self._safe(said, prompt)))) + (
-            f" ({advice})" if advice else ""
-        )
+        return ": ".join(filter(None, (answered, self._safe(said, prompt)))) + (f" ({advice})" if advice else "")
 
     def _safe(self, said: str, prompt: Sequence[str]) -> str:
         if self._api_key:

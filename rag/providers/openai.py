@@ -27,9 +27,7 @@ class OpenAIProvider:
         # The limits on tokens are ours: the SDK's hold for each read, and a keep-alive is a read.
         timeout = openai.Timeout(None, connect=CONNECT_TIMEOUT_S)
         with self._guard():
-            self._client = openai.AsyncOpenAI(
-                api_key=api_key, base_url=base_url, max_retries=0, timeout=timeout
-            )
+            self._client = openai.AsyncOpenAI(api_key=api_key, base_url=base_url, max_retries=0, timeout=timeout)
         self._models_without_max_tokens: set[str] = set()
 
     @asynccontextmanager
@@ -110,7 +108,5 @@ class OpenAIProvider:
             except openai.APIStatusError as error:
                 response = error.response
                 text = "" if error.body is None else response.text  # without a body there is none to read
-                translated = self._translator.of_response(
-                    response.status_code, text, response.headers, prompt
-                )
+                translated = self._translator.of_response(response.status_code, text, response.headers, prompt)
                 raise translated from None

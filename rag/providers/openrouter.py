@@ -54,7 +54,7 @@ class OpenRouterProvider:
                 async_client=self._http,
                 retry_config=_NO_RETRIES,
             )
-            # Imported at their first use, which would block the loop for most of a second under the first question.
+            # The SDK imports them at their first use, which would block the loop under the first question.
             self._chat, self._embeddings = self._sdk.chat, self._sdk.embeddings
 
     @asynccontextmanager
@@ -110,9 +110,7 @@ class OpenRouterProvider:
             try:
                 yield
             except OpenRouterError as error:
-                translated = self._translator.of_response(
-                    error.status_code, error.body, error.headers, prompt
-                )
+                translated = self._translator.of_response(error.status_code, error.body, error.headers, prompt)
                 raise translated from None
 
 

@@ -71,9 +71,7 @@ class Patience:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise StalledError(
-                f"{self._provider} sent no token within {self._limit_s:g} s; try again"
-            ) from None
+            raise StalledError(f"{self._provider} sent no token within {self._limit_s:g} s; try again") from None
         finally:
             self._left_s -= loop.time() - start
 

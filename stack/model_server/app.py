@@ -120,9 +120,7 @@ class ModelServer:
                 pieces, finish_reason = pieces[:limit], "length"
         usage = behaviour.usage
         if usage == "counted":
-            usage = _usage(
-                sum(voice.count(voice.text_of(message)) for message in body["messages"]), len(pieces)
-            )
+            usage = _usage(sum(voice.count(voice.text_of(message)) for message in body["messages"]), len(pieces))
         return wire.Answer(
             model=body["model"],
             pieces=pieces,
@@ -144,10 +142,7 @@ class ModelServer:
     async def _vectors(self, texts: list[str], model: str, behaviour: Behaviour) -> AsyncIterator[bytes]:
         await self._wait(behaviour)
         vectors = await self._embedder.embed(texts)
-        data = [
-            {"object": "embedding", "index": index, "embedding": vector}
-            for index, vector in enumerate(vectors)
-        ]
+        data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)]
         usage = _usage(sum(map(voice.count, texts)), 0)
         yield wire.dump({"object": "list", "data": data, "model": model, "usage": usage})
 

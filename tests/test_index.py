@@ -1,0 +1,240 @@
+"""Reindexing against a real PostgreSQL: what is written, what is kept, what survives."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tortoise import Tortoise
+
+from models import Chunk, Document
+from models.database import connect
+from protostar_client.contract import ReindexResult
+from rag.chunking import ChunkSettings
+from rag.corpus import CorpusError
+from rag.index import Reindexed, ReindexRunning, reindex
+from rag.merging import MOST_SEGMENTS
+from rag.retrieve import retrieve
+
+SETTINGS = ChunkSettings(64, 12, "gpt-4o")
+OTHER_SETTINGS = ChunkSettings(128, 24, "gpt-4o")
+
+
+@pytest.fixture(autouse=True)
+async def database(database_url: str) -> AsyncIterator[None]:
+    async with connect(database_url):
+        yield
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    root = tmp_path / "corpus"
+    root.mkdir()
+    write(root, "queue.md", "# 작업 큐\n\n큐는 작업을 받아 둔다.\n\n## 재시도\n\n재시도는 세 번까지 한다.\n")
+    write(root, "redis/streams.md", "# Redis streams\n\nXREADGROUP reads a stream for a consumer group.\n")
+    return root
+
+
+def write(root: Path, path: str, text: str) -> None:
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_text(text)
+    # As old as files usually are: the times of a file that is just written prove nothing.
+    os.utime(root / path, (time.time() - 3600, time.time() - 3600))
+
+
+def counts(done: Reindexed) -> tuple[int, int, int, int, int]:
+    result = done.result
+    return result.added, result.changed, result.removed, result.unchanged, result.failed
+
+
+async def rows(table: str) -> int:
+    return int(
+        (await Tortoise.get_connection("default").execute_query_dict(f"SELECT count(*) FROM {table}"))[0]["count"]
+    )
+
+
+async def test_files_become_documents_and_chunks(corpus: Path) -> None:
+    done = await reindex(corpus, settings=SETTINGS)
+    assert isinstance(done.result, ReindexResult)
+    assert counts(done) == (2, 0, 0, 0, 0)
+    assert done.result.chunks == 3
+    document = await Document.get(path="queue.md").prefetch_related("chunks")
+    text = (corpus / "queue.md").read_text()
+    chunks = await Chunk.filter(document=document).order_by("position")
+    assert (document.title, document.error) == ("작업 큐", None)
+    assert [chunk.heading for chunk in chunks] == ["작업 큐", "작업 큐 > 재시도"]
+    assert all(chunk.text == text[chunk.start_offset : chunk.end_offset] for chunk in chunks)
+
+
+async def test_an_unchanged_corpus_writes_nothing(corpus: Path) -> None:
+    await reindex(corpus, settings=SETTINGS)
+    before = await Chunk.all().order_by("id").values("id", "document_id", "text")
+    done = await reindex(corpus, settings=SETTINGS)
+    assert counts(done) == (0, 0, 0, 2, 0)
+    assert done.result.chunks == 0
+    assert await Chunk.all().order_by("id").values("id", "document_id", "text") == before
+
+
+async def test_only_the_changed_chunks_of_a_changed_file_are_written(corpus: Path) -> None:
+    await reindex(corpus, settings=SETTINGS)
+    kept = await Chunk.get(heading="작업 큐 > 재시도")
+    write(
+        corpus, "queue.md", "# 작업 큐\n\n큐는 이제 작업을 영원히 보관한다.\n\n## 재시도\n\n재시도는 세 번까지 한다.\n"
+    )
+    done = await reindex(corpus, settings=SETTINGS)
+    assert counts(done) == (0, 1, 0, 1, 0)
+    assert done.result.chunks == 1
+    after = await Chunk.get(id=kept.id)
+    text = (corpus / "queue.md").read_text()
+    assert (after.heading, after.text) == (kept.heading, text[after.start_offset : after.end_offset])
+    assert [passage.text for passage in await retrieve("영원히 보관")][0].startswith("# 작업 큐")
+    assert not any("받아 둔다" in passage.text for passage in await retrieve("받아 둔다", floor=False))
+
+
+async def test_a_touched_file_is_unchanged(corpus: Path) -> None:
+    await reindex(corpus, settings=SETTINGS)
+    os.utime(corpus / "queue.md")
+    assert counts(await reindex(corpus, settings=SETTINGS)) == (0, 0, 0, 2, 0)
+
+
+async def test_a_change_that_keeps_size_and_times_is_seen(corpus: Path) -> None:
+    write(corpus, "same.md", "alpha words\n")
+    await reindex(corpus, settings=SETTINGS)
+    write(corpus, "same.md", "gamma words\n")
+    assert counts(await reindex(corpus, settings=SETTINGS)) == (0, 1, 0, 2, 0)
+
+
+async def test_a_deleted_file_is_removed(corpus: Path) -> None:
+    await reindex(corpus, settings=SETTINGS)
+    (corpus / "queue.md").unlink()
+    assert counts(await reindex(corpus, settings=SETTINGS)) == (0, 0, 1, 1, 0)
+    assert await Document.all().values_list("path", flat=True) == ["redis/streams.md"]
+    assert await retrieve("재시도는 세 번", floor=False) == []
+
+
+async def test_nothing_is_deleted_while_a_folder_may_be_unmounted(corpus: Path) -> None:
+    await reindex(corpus, settings=SETTINGS)
+    (corpus / "redis/streams.md").unlink()
+    done = await reindex(corpus, settings=SETTINGS)
+    assert counts(done) == (0, 0, 0, 1, 0)
+    assert done.unproved == ["redis"]
+    (corpus / "redis").rmdir()
+    assert counts(await reindex(corpus, settings=SETTINGS)) == (0, 0, 1, 1, 0)
+
+
+async def test_an_empty_or_missing_corpus_deletes_nothing(corpus: Path, tmp_path: Path) -> None:
+    await reindex(corpus, settings=SETTINGS)
+    for folder in (tmp_path / "empty", tmp_path / "missing"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(CorpusError, match="corpus folder"):
+            await reindex(folder, settings=SETTINGS)
+    assert await Document.all().count() == 2
+
+
+async def test_a_bad_file_is_reported_and_the_rest_is_indexed(corpus: Path) -> None:
+    (corpus / "bad.md").write_bytes(b"caf\xe9 \xff\xfe")
+    done = await reindex(corpus, settings=SETTINGS)
+    assert counts(done) == (2, 0, 0, 0, 1)
+    assert [failure.path for failure in done.failures] == ["bad.md"]
+    assert "UTF-8" in str((await Document.get(path="bad.md")).error)
+    write(corpus, "bad.md", "good now\n")
+    assert counts(await reindex(corpus, settings=SETTINGS)) == (1, 0, 0, 2, 0)
+    assert (await Document.get(path="bad.md")).error is None
+
+
+async def test_full_writes_everything_again(corpus: Path) -> None:
+    await reindex(corpus, settings=SETTINGS)
+    done = await reindex(corpus, settings=SETTINGS, full=True)
+    assert done.result.chunks == 3
+    assert await rows("chunks") == 3
+    assert await rows("generations") == 1
+    assert counts(await reindex(corpus, settings=SETTINGS)) == (0, 0, 0, 2, 0)
+
+
+async def test_other_chunk_settings_cut_everything_again(corpus: Path) -> None:
+    write(corpus, "long.md", "큐는 작업을 순서대로 처리한다. " * 100)
+    first = await reindex(corpus, settings=SETTINGS)
+    second = await reindex(corpus, settings=OTHER_SETTINGS)
+    assert 3 < second.result.chunks < first.result.chunks
+    assert await rows("chunks") == second.result.chunks
+
+
+async def test_queries_are_never_empty_and_never_mixed_while_other_settings_are_built(corpus: Path) -> None:
+    for number in range(40):
+        write(corpus, f"{number}.md", f"# 문서 {number}\n\n" + "큐는 작업을 순서대로 처리한다. " * 40)
+    await reindex(corpus, settings=SETTINGS)
+    seen = set()
+
+    async def ask() -> None:
+        while True:
+            found = await retrieve("작업을 순서대로", top_k=1)
+            seen.add(max(passage.token_count for passage in found) > SETTINGS.max_tokens if found else None)
+
+    asking = asyncio.create_task(ask())
+    await reindex(corpus, settings=OTHER_SETTINGS)
+    await ask_once(seen)
+    asking.cancel()
+    assert seen == {False, True}
+
+
+async def ask_once(seen: set[bool | None]) -> None:
+    found = await retrieve("작업을 순서대로", top_k=1)
+    seen.add(found[0].token_count > SETTINGS.max_tokens)
+
+
+async def test_an_interrupted_rebuild_goes_on_where_it_stopped(corpus: Path) -> None:
+    write(corpus, "big.md", "# 큰 문서\n\n" + "큐는 작업을 순서대로 처리한다. " * 40_000)
+    await reindex(corpus, settings=SETTINGS)
+    before = await rows("chunks")
+
+    def stop(done: int, total: int, chunks: int) -> None:
+        if done == 1:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        await reindex(corpus, settings=OTHER_SETTINGS, on_progress=stop)
+    assert await rows("chunks") > before
+    assert (await retrieve("XREADGROUP"))[0].document == "redis/streams.md"
+    done = await reindex(corpus, settings=OTHER_SETTINGS)
+    assert done.result.chunks == 3
+    assert await rows("generations") == 1
+
+
+async def test_progress_counts_documents_up_to_all_of_them(corpus: Path) -> None:
+    reports: list[tuple[int, int, int]] = []
+    await reindex(corpus, settings=SETTINGS, on_progress=lambda *report: reports.append(report))
+    assert reports[0] == (0, 2, 0)
+    assert reports[-1] == (2, 2, 3)
+
+
+async def test_of_two_reindexes_at_once_one_says_that_the_other_works(corpus: Path) -> None:
+    outcomes = await asyncio.gather(
+        reindex(corpus, settings=SETTINGS), reindex(corpus, settings=SETTINGS), return_exceptions=True
+    )
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["ReindexRunning", "Reindexed"]
+    assert any(isinstance(outcome, ReindexRunning) for outcome in outcomes)
+    assert await rows("chunks") == 3
+
+
+async def test_many_small_changes_leave_few_segments_and_the_same_answers(corpus: Path) -> None:
+    for number in range(MOST_SEGMENTS + 3):
+        write(corpus, f"note-{number}.md", f"# Note {number}\n\nThe lease of worker{number} expires.\n")
+        await reindex(corpus, settings=SETTINGS)
+    assert await rows("segments") <= MOST_SEGMENTS
+    ranking = [(passage.document, round(passage.score, 6)) for passage in await retrieve("lease of worker7", top_k=20)]
+    await reindex(corpus, settings=SETTINGS, full=True)
+    again = [(passage.document, round(passage.score, 6)) for passage in await retrieve("lease of worker7", top_k=20)]
+    assert ranking[0][0] == "note-7.md"
+    assert sorted(again) == sorted(ranking)
+
+
+async def test_a_large_file_is_one_document(corpus: Path) -> None:
+    sentence = "임대는 시간이 지나면 만료된다. "
+    write(corpus, "large.md", sentence * 60_000)
+    done = await reindex(corpus, settings=ChunkSettings(400, 60, "gpt-4o"))
+    assert done.result.added == 3
+    assert await Chunk.filter(document__path="large.md").count() > 1000
