@@ -17,7 +17,9 @@ class SettingsError(Exception):
 
 
 class _Environment(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="PROTOSTAR_", populate_by_name=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix="PROTOSTAR_", populate_by_name=True, hide_input_in_errors=True, env_ignore_empty=True
+    )
 
 
 class RedisSettings(_Environment):
@@ -156,5 +158,5 @@ def _first_problem(error: ValidationError) -> str:
     name = str(problem["loc"][0])
     variable = name if name.isupper() else f"PROTOSTAR_{name.upper()}"
     if problem["type"] == "missing":
-        return f"{variable} is not set; set it (docs/configuration.md lists every variable)"
+        return f"{variable} is not set; set it (the README lists every variable)"
     return f"{variable} is wrong: {message}"

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from cli import chat, corpus, database
+from cli import chat, corpus, database, search
 from cli.errors import CommandError
 
 app = typer.Typer(
@@ -18,8 +18,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(database.migrate)
-# app.command()(corpus.reindex)
-# app.command()(corpus.search)
+app.command()(corpus.reindex)
+app.command()(search.search)
 app.command()(corpus.chunks)
 app.command()(chat.ask)
 

@@ -88,12 +88,12 @@ async def pending_migrations(database: BaseDBAsyncClient) -> list[str]:
 async def _ping(database: BaseDBAsyncClient, database_url: str) -> None:
     try:
         await database.execute_query("SELECT 1")
-    except asyncpg.InvalidCatalogNameError:
-        raise DatabaseError(
-            f"DATABASE_URL names a database that does not exist ({_place(database_url)}); "
-            "create it with createdb, then run: protostar migrate"
-        ) from None
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, BaseORMException) as error:
+        if isinstance(error.__cause__, asyncpg.InvalidCatalogNameError):
+            raise DatabaseError(
+                f"DATABASE_URL names a database that does not exist ({_place(database_url)}); "
+                "create it with createdb, then run: protostar migrate"
+            ) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DatabaseError(
             f"PostgreSQL at {_place(database_url)} can't be used: {reason}; check DATABASE_URL and the server"

@@ -73,8 +73,8 @@ async def record(connection: BaseDBAsyncClient, draft: Draft, generation: Genera
     )
     if draft.finished:
         await database.executemany(
-            f"INSERT INTO documents (path, {hash_column}, stamp, title, date, tags, size_bytes, indexed_at, created_at) "
-            "VALUES ($1, $2, $3, $4, $5, $6, $7, now(), now()) ON CONFLICT (path) DO UPDATE SET "
+            f"INSERT INTO documents (path, {hash_column}, stamp, title, date, tags, size_bytes, indexed_at, "
+            "created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, now(), now()) ON CONFLICT (path) DO UPDATE SET "
             f"{hash_column} = EXCLUDED.{hash_column}, stamp = {stamp}, title = EXCLUDED.title, "
             "date = EXCLUDED.date, tags = EXCLUDED.tags, size_bytes = EXCLUDED.size_bytes, indexed_at = now(), "
             "error = NULL",

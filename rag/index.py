@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from protostar_client.contract import ReindexResult
 from tortoise import Tortoise
 from tortoise.backends.base.client import BaseDBAsyncClient
 
 from models.transaction import transact
-from protostar_client.contract import ReindexResult
 from rag.chunking import ChunkSettings
 from rag.corpus import MAX_FILE_BYTES, Failure, SourceFile, UnreadableFileError, Walk, walk
 from rag.documents import DocumentState, load_documents, load_known, record, remove
@@ -197,8 +197,9 @@ class _Run:
             return
         known = await load_known([file.path for file in unit], documents, generation)
         stream = prepare(unit, known, self.settings)
-        while (draft := await asyncio.to_thread(lambda: next(stream, None))) is not None:
-            yield draft
+        more: Draft | None
+        while (more := await asyncio.to_thread(_next_draft, stream)) is not None:
+            yield more
 
     def _count(self, drafts: Iterable[Draft], documents: Mapping[str, DocumentState]) -> None:
         for draft in drafts:
@@ -232,6 +233,11 @@ class _Run:
 
     def _report(self) -> None:
         self.on_progress(self._done, len(self.found.files), self.counts["chunks"])
+
+
+def _next_draft(stream: Iterator[Draft]) -> Draft | None:
+    # A StopIteration can't pass through a future.
+    return next(stream, None)
 
 
 def _is_streamed(unit: Sequence[SourceFile]) -> bool:

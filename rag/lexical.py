@@ -13,13 +13,17 @@ import struct
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Final
+from itertools import pairwise
+from typing import Any, Final
 
 import snowballstemmer  # type: ignore[import-untyped]
+from tortoise import Tortoise
 
 TERMS_VERSION: Final = 1
+K1: Final = 1.2
+B: Final = 0.75
 MAX_SEGMENT_CHUNKS: Final = 1 << 19
 
 _HEADING_WEIGHT: Final = 2
@@ -38,11 +42,12 @@ _RUNS = re.compile(rf"([{_SYLLABLES}]+)|([{_IDEOGRAPHS}]+)|({_LETTER}+(?:[._]+{_
 _CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _IS_CAMEL = re.compile(r"[a-z][A-Z]")
 _PARTICLES: Final = frozenset("은는이가을를의에도로와과만")
-_STOPWORDS: Final = frozenset(
-    "a an and are as at be but by can do does for from had has have how i if in into is it its me my no not of on "
-    "or our should so than that the their them then there these they this to was we were what when where which "
-    "who why will with would you your about tell please many much hello hi thanks thank".split()
-)
+_FUNCTION_WORDS: Final = """
+a an and are as at be but by can do does for from had has have hello hi how i if in into is it its many me much my no
+not of on or our please should so tell than thank thanks that the their them then there these they this to was we were
+what when where which who why will with would about you your
+"""
+_STOPWORDS: Final = frozenset(_FUNCTION_WORDS.split())
 
 _stemmer = snowballstemmer.stemmer("english")
 
@@ -70,7 +75,7 @@ def _add_bigrams(found: list[str], run: str) -> None:
         if run not in _PARTICLES:
             found.append(run)
         return
-    found.extend(map("".join, zip(run, run[1:], strict=False)))
+    found.extend(map("".join, pairwise(run)))
     if len(run) == 2 and run[1] in _PARTICLES:
         found.append(run[0])  # "큐는" is found by "큐"
 
@@ -112,8 +117,13 @@ def length_step(length: int) -> int:
     return min(round(_STEPS_AN_OCTAVE * math.log2(max(length, 1))), _LENGTH_MASK)
 
 
-LENGTHS: Final = [2 ** (step / _STEPS_AN_OCTAVE) for step in range(_LENGTH_MASK + 1)]
-"""The length, in terms, of every step."""
+@lru_cache(maxsize=16)
+def _saturation(average_length: int) -> list[float]:
+    """BM25's factor for every frequency and length that an entry can hold, in the order of its lowest bits."""
+    norms = [
+        K1 * (1 - B + B * 2 ** (step / _STEPS_AN_OCTAVE) / max(average_length, 1)) for step in range(_LENGTH_MASK + 1)
+    ]
+    return [tf * (K1 + 1) / (tf + norm) for tf in range(_FREQUENCY_MASK + 1) for norm in norms]
 
 
 class PostingsDraft:
@@ -153,43 +163,52 @@ class PostingsDraft:
         return b"".join(parts)
 
 
-QUERY: Final = """
+async def search(weights: Mapping[str, float], limit: int) -> list[dict[str, Any]]:
+    """The chunks that score best by BM25 for weighted terms, best first, in one snapshot of the index.
+
+    Each has the columns of a passage, and `share`: the part of the weight of all terms whose terms the chunk
+    holds, whatever their frequency. A term that the corpus lacks weighs most.
+    """
+    database = Tortoise.get_connection("default")
+    average = await database.execute_query_dict(_AVERAGE_LENGTH)
+    return await database.execute_query_dict(
+        _SEARCH, [list(weights), list(weights.values()), _saturation(average[0]["length"]), limit]
+    )
+
+
+_AVERAGE_LENGTH: Final = """
+SELECT round(coalesce(sum(term_count) / nullif(sum(chunk_count), 0), 1))::int AS length
+FROM segments JOIN generations ON generations.id = segments.generation_id WHERE generations.is_current
+"""
+
+_SEARCH: Final = """
 WITH live AS MATERIALIZED (
-    SELECT s.id, s.chunk_ids, s.chunk_count, s.term_count
-    FROM segments AS s JOIN generations AS g ON g.id = s.generation_id WHERE g.is_current
+    SELECT segments.id, segments.chunk_ids, segments.chunk_count
+    FROM segments JOIN generations ON generations.id = segments.generation_id WHERE generations.is_current
 ), corpus AS MATERIALIZED (
-    SELECT sum(chunk_count)::float8 AS size, sum(term_count)::float8 / greatest(sum(chunk_count), 1) AS length FROM live
-), norms AS MATERIALIZED (
-    SELECT array_agg($3::float8 * (1 - $4::float8 + $4::float8 * length_of / greatest(corpus.length, 1)) ORDER BY place)
-        AS norm
-    FROM corpus, unnest($5::float8[]) WITH ORDINALITY AS lengths (length_of, place)
-), asked AS (
-    SELECT term, weight FROM unnest($1::text[], $2::float8[]) AS asked (term, weight)
+    SELECT coalesce(sum(chunk_count), 0)::float8 AS size FROM live
 ), found AS MATERIALIZED (
-    SELECT p.term, p.segment_id, p.entries, cardinality(p.entries) AS size
-    FROM asked JOIN postings AS p ON p.term = asked.term COLLATE "C" WHERE p.segment_id IN (SELECT id FROM live)
+    SELECT asked.term, asked.weight, postings.segment_id, postings.entries, cardinality(postings.entries) AS size
+    FROM unnest($1::text[], $2::float8[]) AS asked (term, weight) LEFT JOIN postings
+        ON postings.term = asked.term COLLATE "C" AND postings.segment_id = ANY (ARRAY(SELECT id FROM live))
 ), weighted AS MATERIALIZED (
-    SELECT asked.term, asked.weight * ln(1 + (corpus.size - coalesce(df.size, 0) + 0.5) / (coalesce(df.size, 0) + 0.5))
-        AS weight
-    FROM corpus, asked LEFT JOIN (SELECT term, sum(size)::float8 AS size FROM found GROUP BY term) AS df USING (term)
+    SELECT term, weight * ln(1 + (corpus.size - frequency + 0.5) / (frequency + 0.5)) AS weight
+    FROM corpus, (
+        SELECT term, weight, coalesce(sum(size), 0)::float8 AS frequency FROM found GROUP BY term, weight
+    ) AS counted
 ), entries AS (
-    SELECT found.segment_id, weighted.weight, unnest(found.entries) AS entry FROM found JOIN weighted USING (term)
+    SELECT found.segment_id << 20 AS segment, weighted.weight, unnest(found.entries) AS entry
+    FROM found JOIN weighted USING (term)
 ), best AS MATERIALIZED (
-    SELECT segment_id, entry >> 12 AS ordinal, sum(weight) AS mass, sum(
-        weight * ($3::float8 + 1) * (entry >> 7 & 31) / ((entry >> 7 & 31) + (SELECT norm FROM norms)[(entry & 127) + 1])
-    ) AS score
-    FROM entries GROUP BY segment_id, ordinal ORDER BY score DESC, segment_id, ordinal LIMIT $6::int
+    SELECT segment + (entry >> 12) AS place, sum(weight) AS mass,
+        sum(weight * ($3::float8[])[(entry & 4095) + 1]) AS score
+    FROM entries GROUP BY place ORDER BY score DESC, place LIMIT $4::int
 )
 SELECT chunks.id AS chunk_id, documents.path AS document, chunks.heading, chunks.text, best.score,
     chunks.start_offset, chunks.end_offset, chunks.token_count,
     best.mass / greatest((SELECT sum(weight) FROM weighted), 1e-9) AS share
-FROM best JOIN live ON live.id = best.segment_id
-JOIN chunks ON chunks.id = live.chunk_ids[best.ordinal + 1]
+FROM best JOIN live ON live.id = best.place >> 20
+JOIN chunks ON chunks.id = live.chunk_ids[(best.place & 1048575) + 1]
 JOIN documents ON documents.id = chunks.document_id
-ORDER BY best.score DESC, chunks.id
-"""
-"""BM25 over the current generation, in one statement and so in one snapshot.
-
-Parameters: terms, their weights, k1, b, `LENGTHS`, how many. `share` is the part of the question's weight whose
-terms the chunk holds, whatever their frequency; a term that the corpus lacks weighs most.
+ORDER BY best.score DESC, documents.path, chunks.position
 """

@@ -72,7 +72,9 @@ install_with_uv() {
 uv_install() { uv pip install --quiet --python "$venv/bin/python" "$@"; }
 
 install_with_pip() {
-    if ! "$venv/bin/python" -I -m pip --version >/dev/null 2>&1; then
+    # A venv that uv made has no pip until ensurepip puts it there.
+    if ! "$venv/bin/python" -I -m pip --version >/dev/null 2>&1 &&
+        ! "$venv/bin/python" -I -m ensurepip >/dev/null 2>&1; then
         rm -rf "$venv"
         find_python
         "$python" -I -m venv "$venv" || return

@@ -134,9 +134,9 @@ class ModelServer:
     def __init__(self, base: Path) -> None:
         self._port_file = base / "model-server.port"
         self._port_file.unlink(missing_ok=True)
-        module = [_BIN / "python", "-m", "stack.model_server"]
-        options = ["--port", "0", "--port-file", self._port_file]
-        self._process = Process([*module, *options], log=base / "model-server.log", cwd=ROOT)
+        command: list[str | Path] = [_BIN / "python", "-m", "stack.model_server"]
+        command += ["--port", "0", "--port-file", self._port_file]
+        self._process = Process(command, log=base / "model-server.log", cwd=ROOT)
 
     def __enter__(self) -> Self:
         return self

@@ -71,6 +71,11 @@ class Process:
         """Whether it has not ended."""
         return self._popen.poll() is None
 
+    @property
+    def exit_code(self) -> int | None:
+        """What it ended with, the negative number of the signal that killed it, or None while it runs."""
+        return self._popen.poll()
+
     def send(self, number: signal.Signals) -> None:
         """Send a signal, unless the process has ended."""
         self._popen.send_signal(number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -106,7 +107,7 @@ def test_chunks_hold_every_character_of_the_body_within_the_cap(text: str, sizes
 @given(TEXTS, SETTINGS)
 def test_neighbours_never_share_more_than_twice_the_overlap(text: str, sizes: tuple[int, int]) -> None:
     chunks = chunks_of(text, *sizes)
-    for before, after in zip(chunks, chunks[1:], strict=False):
+    for before, after in pairwise(chunks):
         assert before.start_offset <= after.start_offset
         assert before.end_offset < after.end_offset
         shared = text[after.start_offset : before.end_offset]
@@ -120,7 +121,7 @@ def test_neighbours_never_share_more_than_twice_the_overlap(text: str, sizes: tu
 )
 def test_neighbours_in_running_text_share_at_least_half_of_the_overlap(text: str, sizes: tuple[int, int]) -> None:
     chunks = chunks_of(text, *sizes)
-    for before, after in zip(chunks, chunks[1:], strict=False):
+    for before, after in pairwise(chunks):
         if before.heading == after.heading and not re.search(r"(?m)^ {0,3}(#|[-=]+\s*$)", text):
             assert COUNTER.count(text[after.start_offset : before.end_offset]) * 2 >= sizes[1]
 

@@ -17,6 +17,8 @@ import pytest
 from protostar_client import keys
 from redis.asyncio import Redis
 
+from stack.postgres import Postgres
+
 ROOT = Path(__file__).parent.parent
 USER = "6f1c2f6e-5a0f-4b7e-9d1c-0d4f9a1b2c3d"
 NOWHERE = {"REDIS_URL": "redis://127.0.0.1:1/0", "DATABASE_URL": "postgres://127.0.0.1:1/none"}
@@ -250,3 +252,80 @@ async def test_ctrl_c_cancels_the_job(redis_url: str, redis: Redis) -> None:
     await redis.flushall()  # the job has ended
     code, _, errors = await asked.end()
     assert (code, errors) == (130, "")
+
+
+# Database and corpus
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    folder = tmp_path / "corpus"
+    (folder / "가이드").mkdir(parents=True)
+    (folder / "가이드" / "redis.md").write_text("# 레디스\n\n추가 전용 파일은 매초 디스크에 쓴다.\n", "utf-8")
+    (folder / "queues.md").write_text("# Queues\n\nA lease expires when its worker dies.\n", "utf-8")
+    return folder
+
+
+def test_migrate_prints_what_it_applied_then_nothing(postgres_server: Postgres) -> None:
+    postgres_server.create_database("empty_for_cli")
+    try:
+        url = postgres_server.url("empty_for_cli")
+        first, again = protostar("migrate", DATABASE_URL=url), protostar("migrate", DATABASE_URL=url)
+    finally:
+        postgres_server.drop_database("empty_for_cli")
+    assert (first.returncode, again.returncode) == (0, 0), first.stderr
+    assert first.stdout.splitlines()[0] == "0001_initial"
+    assert (again.stdout, again.stderr) == ("", "the schema is current\n")
+
+
+def test_an_unmigrated_database_is_told(postgres_server: Postgres, corpus: Path) -> None:
+    postgres_server.create_database("unmigrated_for_cli")
+    try:
+        url = postgres_server.url("unmigrated_for_cli")
+        assert_fails(protostar("search", "hi", DATABASE_URL=url), "protostar migrate")
+        assert_fails(protostar("reindex", DATABASE_URL=url, PROTOSTAR_CORPUS_DIR=str(corpus)), "protostar migrate")
+    finally:
+        postgres_server.drop_database("unmigrated_for_cli")
+
+
+def test_a_missing_and_an_empty_corpus_folder_are_told(database_url: str, tmp_path: Path) -> None:
+    missing = protostar("reindex", DATABASE_URL=database_url, PROTOSTAR_CORPUS_DIR=str(tmp_path / "none"))
+    assert_fails(missing, "does not exist", "PROTOSTAR_CORPUS_DIR")
+    (tmp_path / "empty").mkdir()
+    empty = protostar("reindex", DATABASE_URL=database_url, PROTOSTAR_CORPUS_DIR=str(tmp_path / "empty"))
+    assert_fails(empty, "is empty")
+
+
+def test_reindex_then_search(database_url: str, corpus: Path, tmp_path: Path) -> None:
+    variables = {"DATABASE_URL": database_url, "PROTOSTAR_CORPUS_DIR": str(corpus)}
+    done = protostar("reindex", "--json", **variables)
+    assert (done.returncode, done.stderr) == (0, "")
+    counts = json.loads(done.stdout)
+    assert counts.pop("seconds") >= 0
+    assert counts == {"added": 2, "changed": 0, "removed": 0, "unchanged": 0, "failed": 0, "chunks": 2}
+    assert "2 unchanged" in protostar("reindex", **variables).stdout
+
+    questions = tmp_path / "questions.jsonl"
+    lines = [{"id": 1, "text": "추가 전용 파일은 언제 쓰나?"}, {"id": "b", "text": "When does a lease expire?"}]
+    questions.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    done = protostar("search", "--file", questions, "--json", "--top", "1", **variables)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second = (json.loads(line) for line in done.stdout.splitlines())
+    assert (first["id"], second["id"]) == (1, "b")
+    (passage,) = first["results"]
+    fields = {"chunk_id", "document", "heading", "score", "start_offset", "end_offset"}
+    assert (set(passage), passage["document"]) == (fields, "가이드/redis.md")
+    assert second["results"][0]["document"] == "queues.md"
+
+    readable = protostar("search", "lease", **variables)
+    assert readable.stdout.startswith("1. queues.md > Queues (")
+    nothing = protostar("search", "zebra xylophone", **variables)
+    assert (nothing.returncode, nothing.stdout) == (0, "")
+    assert "nothing found" in nothing.stderr
+
+
+@pytest.mark.parametrize("line", ["no json", '{"id": 1}', "[]", '{"id": 1, "text": 2}'])
+def test_a_bad_line_of_questions_is_named(tmp_path: Path, line: str) -> None:
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"id": 1, "text": "good"}\n' + line + "\n", "utf-8")
+    assert_fails(protostar("search", "--file", questions), "questions.jsonl line 2")

@@ -307,6 +307,7 @@ async def test_a_reader_can_be_cancelled_at_any_moment(handle: JobHandle) -> Non
             await asyncio.sleep(0)
         reading.cancel()
         done, _ = await asyncio.wait({reading}, timeout=2)
+        reading.cancel()  # or a lost cancellation would keep the test's loop from closing
         assert done, f"the cancellation at step {moment} was lost"
         assert reading.cancelled()
 

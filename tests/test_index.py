@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from protostar_client.contract import ReindexResult
 from tortoise import Tortoise
 
 from models import Chunk, Document
 from models.database import connect
-from protostar_client.contract import ReindexResult
 from rag.chunking import ChunkSettings
 from rag.corpus import CorpusError
 from rag.index import Reindexed, ReindexRunning, reindex
@@ -65,7 +65,8 @@ async def test_files_become_documents_and_chunks(corpus: Path) -> None:
     document = await Document.get(path="queue.md").prefetch_related("chunks")
     text = (corpus / "queue.md").read_text()
     chunks = await Chunk.filter(document=document).order_by("position")
-    assert (document.title, document.error) == ("작업 큐", None)
+    assert document.title == "작업 큐"
+    assert document.error is None
     assert [chunk.heading for chunk in chunks] == ["작업 큐", "작업 큐 > 재시도"]
     assert all(chunk.text == text[chunk.start_offset : chunk.end_offset] for chunk in chunks)
 
@@ -91,7 +92,7 @@ async def test_only_the_changed_chunks_of_a_changed_file_are_written(corpus: Pat
     after = await Chunk.get(id=kept.id)
     text = (corpus / "queue.md").read_text()
     assert (after.heading, after.text) == (kept.heading, text[after.start_offset : after.end_offset])
-    assert [passage.text for passage in await retrieve("영원히 보관")][0].startswith("# 작업 큐")
+    assert next(passage.text for passage in await retrieve("영원히 보관")).startswith("# 작업 큐")
     assert not any("받아 둔다" in passage.text for passage in await retrieve("받아 둔다", floor=False))
 
 
@@ -112,7 +113,7 @@ async def test_a_deleted_file_is_removed(corpus: Path) -> None:
     await reindex(corpus, settings=SETTINGS)
     (corpus / "queue.md").unlink()
     assert counts(await reindex(corpus, settings=SETTINGS)) == (0, 0, 1, 1, 0)
-    assert await Document.all().values_list("path", flat=True) == ["redis/streams.md"]
+    assert [document.path for document in await Document.all()] == ["redis/streams.md"]
     assert await retrieve("재시도는 세 번", floor=False) == []
 
 

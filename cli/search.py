@@ -1,0 +1,104 @@
+"""`protostar search`: what the corpus says of a question."""
+
+from __future__ import annotations
+
+import asyncio
+import json as json_format
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from cli.errors import CommandError, failing_on
+from cli.output import note, write, write_json
+from settings import DatabaseSettings, SettingsError, load
+
+if TYPE_CHECKING:
+    from rag.retrieve import Passage
+
+_TOP: Final = 8
+_FIELDS: Final = ("chunk_id", "document", "heading", "score", "start_offset", "end_offset")
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    id: Any
+    text: str
+
+
+def search(
+    question: Annotated[str | None, typer.Argument(help="The question.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help='Questions in place of QUESTION, one a line: {"id", "text"}.')
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, max=1000, help="The most passages to print.")] = _TOP,
+    no_floor: Annotated[
+        bool, typer.Option("--no-floor", help="Print passages even where the corpus seems not to know.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a question.")] = False,
+) -> None:
+    """Print the passages of the corpus that speak of a question, best first. Asks no chat model."""
+    if (question is None) == (file is None):
+        raise typer.BadParameter("give either QUESTION or --file QUESTIONS.jsonl")
+    questions = _read(file) if file is not None else [_Question(None, question or "")]
+
+    from models.database import DatabaseError
+
+    with failing_on(SettingsError, DatabaseError):
+        settings = load(DatabaseSettings)
+        asyncio.run(_print_all(settings, questions, top=top, floor=not no_floor, json=json))
+
+
+def _read(file: Path) -> list[_Question]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise CommandError(f"{file} can't be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise CommandError(f"{file} is not UTF-8; save it as UTF-8") from error
+    return [_parse(line, f"{file} line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _parse(line: str, place: str) -> _Question:
+    try:
+        record = json_format.loads(line)
+        question = _Question(record["id"], record["text"])
+    except (ValueError, KeyError, TypeError):
+        raise CommandError(f'{place} is not a question; write {{"id": ..., "text": "..."}}') from None
+    if not isinstance(question.text, str):
+        raise CommandError(f'{place} has a "text" that is no text')
+    return question
+
+
+async def _print_all(
+    settings: DatabaseSettings, questions: Sequence[_Question], *, top: int, floor: bool, json: bool
+) -> None:
+    async for question, passages in _answers(settings, questions, top=top, floor=floor):
+        if json:
+            found = [{name: getattr(passage, name) for name in _FIELDS} for passage in passages]
+            write_json({"id": question.id, "results": found})
+        else:
+            _print(question, passages, with_question=len(questions) > 1)
+
+
+async def _answers(
+    settings: DatabaseSettings, questions: Sequence[_Question], *, top: int, floor: bool
+) -> AsyncIterator[tuple[_Question, list[Passage]]]:
+    from models.database import connect
+    from rag.retrieve import retrieve
+
+    async with connect(settings.database_url.get_secret_value()):
+        for question in questions:
+            yield question, await retrieve(question.text, top_k=top, floor=floor)
+
+
+def _print(question: _Question, passages: Sequence[Passage], *, with_question: bool) -> None:
+    if with_question:
+        write(f"# {question.text}\n\n")
+    for number, passage in enumerate(passages, start=1):
+        place = " > ".join(filter(None, (passage.document, passage.heading)))
+        write(f"{number}. {place} ({passage.score:.2f})\n{passage.text}\n\n")
+    if not passages:
+        note("nothing found; --no-floor prints what comes nearest, protostar reindex indexes the corpus folder")
