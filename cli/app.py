@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from cli import chat, corpus, database, search
+from cli import chat, corpus, database, jobs, search
 from cli.errors import CommandError
 
 app = typer.Typer(
@@ -22,6 +22,8 @@ app.command()(corpus.reindex)
 app.command()(search.search)
 app.command()(corpus.chunks)
 app.command()(chat.ask)
+app.command()(jobs.dead)
+app.command()(jobs.retry)
 
 
 def main() -> None:

@@ -6,12 +6,12 @@ import asyncio
 from typing import Any
 
 from protostar_client.contract import ChatRequest, ErrorCode, JobError, Source, clean_text
-from rag.retrieve import Passage, retrieve
 
 from rag.prompt import Prompt, PromptTooLongError, build_prompt
 from rag.prompt_files import PAGE_CONTEXT, UnknownModeError
 from rag.providers import CompletionRequest, Finish
 from rag.providers.fallback import stream_with_fallback
+from rag.retrieve import Passage, retrieve
 from tasks.context import Context, Tools
 from tasks.endings import complete, tell_again, told_before
 from tasks.turns import Turn, load_history, open_turn

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from protostar_client.contract import ErrorCode, JobError
-from rag.index import ReindexRunning, reindex
 
 from rag.chunking import ChunkSettings
 from rag.corpus import CorpusError
+from rag.index import ReindexRunning, reindex
 from tasks.context import Context
 
 

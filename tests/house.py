@@ -134,7 +134,7 @@ class House:
     async def result(self, job_id: str) -> dict[str, Any]:
         """ARQ's record of a finished job."""
 
-        async def there() -> bytes | None:
+        async def there() -> object:
             return await self.redis.get(f"arq:result:{job_id}")
 
         record: dict[str, Any] = json.loads(await until(there, f"a result of {job_id}", self.logs))
@@ -151,6 +151,13 @@ class House:
     async def messages(self, job_id: str) -> list[dict[str, Any]]:
         """The messages of a turn, the question first."""
         return await self.rows("SELECT * FROM messages WHERE job_id = $1 ORDER BY id", job_id)
+
+    async def protostar(self, *arguments: str) -> int:
+        """Run the `protostar` command; returns its exit code."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "cli", *arguments, cwd=ROOT, env=_clean_environment() | self.environment
+        )
+        return await process.wait()
 
     def logs(self) -> str:
         """The ends of the workers' logs."""

@@ -255,3 +255,20 @@ async def test_the_key_is_in_no_log(shared_house: House) -> None:
     log = worker.log.read_text()
     assert "sk-test-secret" not in log
     assert "비밀 질문" not in log
+
+
+async def test_a_dead_job_is_put_back_and_answered_as_the_same_turn(shared_house: House) -> None:
+    house = shared_house
+    house.model.script(FOREVER | {"status": 401})
+    job = await house.ask("질문")
+    assert (await ending(house, job.job_id))["type"] == "error"
+    await house.result(job.job_id)
+    house.model.reset()
+    house.model.script({"pieces": ["이제 됩니다."]})
+    assert await house.protostar("retry", job.job_id) == 0
+    events = await house.events(job.job_id)
+    check_order(events)
+    assert (events[0]["type"], text_of(events)) == ("restart", "이제 됩니다.")
+    [_, answer] = await house.messages(job.job_id)
+    assert (answer["status"], answer["content"]) == ("completed", "이제 됩니다.")
+    assert await house.protostar("retry", job.job_id) == 1

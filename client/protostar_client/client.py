@@ -145,7 +145,7 @@ class ChatClient:
         if reply[0] == b"exists" and not _is_user(reply[1], user_uuid):
             raise InvalidRequest("job_id", "is the id of another job; use an id of your own")
         # An id that exists after a try whose reply was lost is this very job, not a duplicate.
-        return self._handle(job_id, user_uuid, created=reply[0] == b"queued", is_owned=True)
+        return self._handle(job_id, user_uuid, created=reply[0] == b"queued" or ran_before, is_owned=True)
 
     def _handle(self, job_id: str, user_uuid: UUID, *, created: bool = False, is_owned: bool = False) -> JobHandle:
         return JobHandle(

@@ -131,7 +131,7 @@ class JobHandle:
         records: list[bytes | None] = await self._connection.call(
             lambda redis: redis.mget(keys.job(self.job_id), keys.result(self.job_id))
         )
-        if False and self.user_uuid not in {owner_of(record) for record in records if record is not None}:
+        if self.user_uuid not in {owner_of(record) for record in records if record is not None}:
             raise JobVanished(self.job_id)
         self._is_owned = True
 
@@ -141,7 +141,7 @@ async def _last_attempt(events: AsyncGenerator[Event, None]) -> str:
     attempt = 0
     async for event in events:
         if event.attempt != attempt:  # what an earlier attempt said is void
-            pass
+            parts.clear()
             attempt = event.attempt
         if event.type == EventType.DELTA:
             parts.append(event.text or "")

@@ -51,6 +51,11 @@ def events(job_id: str) -> str:
     return EVENTS_PREFIX + job_id
 
 
+def older_task(job_id: str) -> str:
+    """Where an older producer that pushes an id has put the JSON object."""
+    return OLDER_TASK_PREFIX + job_id
+
+
 def older_channel(user_uuid: str, session_id: str) -> str:
     """The Pub/Sub channel on which older readers hear an answer."""
     return f"chat:stream:{user_uuid}-{session_id}"
