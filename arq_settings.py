@@ -33,6 +33,7 @@ from tasks.context import Tools
 from tasks.endings import tell_failure
 from tasks.events import EventLog
 from tasks.history import read_history
+from tasks.legacy import OlderIntake
 from tasks.outbox import OutboxRelay
 from tasks.reindex import reindex_corpus
 from tasks.retry import MAX_TRIES
@@ -79,6 +80,7 @@ async def start(ctx: dict[Any, Any]) -> None:
             outbox=outbox,
             raise_attempt=ctx["queue"].raise_attempt,
         )
+        stack.push_async_callback(OlderIntake(ctx["redis"]).close)
         ctx[_CLOSE] = stack.pop_all()
 
 

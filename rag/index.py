@@ -6,11 +6,12 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import asyncpg
 from protostar_client.contract import ReindexResult
 from tortoise import Tortoise
 from tortoise.backends.base.client import BaseDBAsyncClient
@@ -98,7 +99,9 @@ async def _only_one() -> AsyncIterator[None]:
         try:
             yield
         finally:
-            await connection.execute("SELECT pg_advisory_unlock($1)", _LOCK_KEY)
+            # A connection that was lost has lost the lock too.
+            with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                await connection.execute("SELECT pg_advisory_unlock($1)", _LOCK_KEY)
 
 
 def _no_counts() -> dict[str, Any]:

@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from tasks.attempt import LeaseLostError
-from tasks.queue import Claim, run_script
+from tasks.queue import REDIS_TIMEOUT_S, Claim, run_script
 
 logger = logging.getLogger("protostar.events")
 
@@ -168,7 +168,8 @@ class EventLog:
         """The ending an earlier attempt has already told, if any."""
         if claim.attempt == 1:  # a claim is numbered above every attempt in the stream
             return None
-        entries = await self._redis.xrevrange(keys.events(job_id), count=1)
+        async with asyncio.timeout(REDIS_TIMEOUT_S):
+            entries = await self._redis.xrevrange(keys.events(job_id), count=1)
         if not entries:
             return None
         entry_id, fields = entries[0]

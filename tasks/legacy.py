@@ -34,7 +34,7 @@ from protostar_client.contract import (
     clean_text,
     dump_json,
 )
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
@@ -47,7 +47,12 @@ REST_S: Final = 0.25
 RETRY_S: Final = 1.0
 ELEMENT_MAX_BYTES: Final = 8 * 1024 * 1024  # the largest content and context are 5 MB with every character escaped
 
-JobId = Annotated[Name, Field(min_length=1, max_length=JOB_ID_MAX_CHARACTERS)]
+
+def _number_as_text(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+JobId = Annotated[Name, Field(min_length=1, max_length=JOB_ID_MAX_CHARACTERS), BeforeValidator(_number_as_text)]
 _JOB_ID: Final = TypeAdapter(JobId)
 
 
@@ -66,11 +71,11 @@ class OlderRequest(BaseModel):
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
 
     user_uuid: Annotated[UUID, Field(alias="uuid")]
-    session_id: Annotated[SessionId, Field(alias="sessionId", coerce_numbers_to_str=True)]
+    session_id: Annotated[SessionId, Field(alias="sessionId"), BeforeValidator(_number_as_text)]
     content: Text
     mode: Text | None = None
     context: Text | None = None
-    job_id: Annotated[JobId | None, Field(alias="jobId", coerce_numbers_to_str=True)] = None
+    job_id: Annotated[JobId | None, Field(alias="jobId")] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +133,7 @@ class OlderIntake:
                 raise UnusableElementError("jobId: is the id of another job; use an id of your own", job.fields)
         except UnusableElementError as problem:
             logger.warning("element_unusable reason=%s", problem.reason)
-            reply = await run_script(self._redis, "bury", element, *_obituary(element, problem))
+            reply = await run_script(self._redis, "bury", element, *_dead_letter(element, problem))
         return reply.decode()
 
     async def _read(self, element: bytes) -> OlderJob:
@@ -168,8 +173,10 @@ def parse_element(data: bytes, *, job_id: str | None = None) -> OlderJob:
         raise UnusableElementError("not JSON, or nested too deeply") from None
     if not isinstance(fields, dict):
         raise UnusableElementError("not a JSON object")
+    if job_id is not None:
+        fields["jobId"] = job_id
     try:
-        request = OlderRequest.model_validate(fields if job_id is None else {**fields, "jobId": job_id})
+        request = OlderRequest.model_validate(fields)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         told = problem["msg"].removeprefix("Value error, ")
@@ -198,7 +205,7 @@ def _task_id(element: bytes) -> str:
         ) from None
 
 
-def _obituary(element: bytes, problem: UnusableElementError) -> tuple[bytes, str, bytes]:
+def _dead_letter(element: bytes, problem: UnusableElementError) -> tuple[bytes, str, bytes]:
     """What is kept of an element, and the channel and the words for its reader, who may be waiting."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     kept = {"reason": clean_text(problem.reason), "element": element.decode(errors="backslashreplace"), "at": now}
@@ -216,6 +223,5 @@ def _obituary(element: bytes, problem: UnusableElementError) -> tuple[bytes, str
 
 
 def _name(value: object) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        return ""
-    return clean_text(str(value))[:JOB_ID_MAX_CHARACTERS]
+    text = _number_as_text(value)
+    return clean_text(text)[:JOB_ID_MAX_CHARACTERS] if isinstance(text, str) else ""

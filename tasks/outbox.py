@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from typing import Any, Final
 
@@ -15,6 +14,8 @@ from tortoise.backends.base.client import BaseDBAsyncClient
 
 from models import OutboxJob
 from models.transaction import is_transient, transact
+from tasks.queue import REDIS_TIMEOUT_S
+from tasks.waiting import wait_for_event
 
 logger = logging.getLogger("protostar.outbox")
 
@@ -62,8 +63,7 @@ class OutboxRelay:
                 expected = isinstance(error, RedisError) or is_transient(error)
                 logger.warning("outbox_failed error=%s", error, exc_info=None if expected else error)
                 await asyncio.sleep(LOOK_EVERY_S)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), LOOK_EVERY_S)
+            await wait_for_event(self._wake, LOOK_EVERY_S)
 
     async def _relay(self, connection: BaseDBAsyncClient) -> int:
         """Enqueue the oldest rows that no other relay has in hand; returns how many."""
@@ -72,8 +72,10 @@ class OutboxRelay:
         )
         for row in rows:
             arguments: dict[str, Any] = dict(row.arguments)
-            await self._redis.enqueue_job(row.function, _job_id=row.job_id, **arguments)
+            async with asyncio.timeout(REDIS_TIMEOUT_S):
+                await self._redis.enqueue_job(row.function, _job_id=row.job_id, **arguments)
         if rows:
-            await self._redis.publish(keys.WAKE, "outbox")
+            async with asyncio.timeout(REDIS_TIMEOUT_S):
+                await self._redis.publish(keys.WAKE, "outbox")
             await OutboxJob.filter(id__in=[row.id for row in rows]).using_db(connection).delete()
         return len(rows)

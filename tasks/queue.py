@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Awaitable, Iterable, Mapping
@@ -19,6 +20,7 @@ _LUA_DIR: Final = Path(__file__).parent / "lua"
 _INCLUDE: Final = re.compile(r"^-- include: (.+)$", re.MULTILINE)
 
 SCAN_LIMIT: Final = 500
+REDIS_TIMEOUT_S: Final = 5.0
 
 
 @dataclass(slots=True)
@@ -164,13 +166,18 @@ def _claim(raw: list[Any]) -> Claim:
 
 
 async def run_script(redis: Redis, name: str, *arguments: str | int | bytes) -> Any:
-    """Run `tasks/lua/{name}.lua`, loading it where Redis has forgotten it."""
+    """Run `tasks/lua/{name}.lua`, loading it where Redis has forgotten it.
+
+    Raises:
+        TimeoutError: no reply within `REDIS_TIMEOUT_S`; the script may have run.
+    """
     text = script(name)
     values: Any = arguments  # redis-py takes numbers and bytes too, but says text
-    try:
-        return await cast(Awaitable[Any], redis.evalsha(_sha1(text), 0, *values))
-    except NoScriptError:
-        return await cast(Awaitable[Any], redis.eval(text, 0, *values))
+    async with asyncio.timeout(REDIS_TIMEOUT_S):
+        try:
+            return await cast(Awaitable[Any], redis.evalsha(_sha1(text), 0, *values))
+        except NoScriptError:
+            return await cast(Awaitable[Any], redis.eval(text, 0, *values))
 
 
 @cache

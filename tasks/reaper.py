@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, RedisError
 
 from tasks.lease import CONNECTION_NAME_PREFIX
-from tasks.queue import Queue
+from tasks.queue import REDIS_TIMEOUT_S, Queue
 
 logger = logging.getLogger("protostar.reaper")
 
@@ -48,8 +48,9 @@ class Reaper:
             await asyncio.sleep(TICK_S * random.uniform(0.8, 1.2))
             ticks += 1
             try:
-                if await self._is_elected():
-                    await self._tick(sweep=ticks % SWEEP_EVERY == 0)
+                async with asyncio.timeout(REDIS_TIMEOUT_S):
+                    if await self._is_elected():
+                        await self._tick(sweep=ticks % SWEEP_EVERY == 0)
             except (RedisError, OSError, TimeoutError) as error:
                 logger.warning("reaper_failed error=%s", error)
                 self._absent_since.clear()

@@ -28,16 +28,16 @@ from redis.exceptions import RedisError
 from tasks.attempt import Attempt, Ending, LeaseLostError, Outcome, run_attempt
 from tasks.lease import Heartbeat
 from tasks.listen import listen
-from tasks.queue import Claim, Queue
+from tasks.queue import REDIS_TIMEOUT_S, Claim, Queue
 from tasks.reaper import Reaper
 from tasks.settle import Settler
 from tasks.slots import DEFAULT_CLASS, Slots
+from tasks.waiting import wait_for_event
 
 logger = logging.getLogger("protostar.worker")
 
 POLL_S: Final = 0.25  # bounds how long a job waits whose producer publishes nothing
 TEND_S: Final = 0.5
-REDIS_TIMEOUT_S: Final = 5.0
 DRAIN_S: Final = 8.0  # for handing jobs over once the grace time is up
 LEASE_TTL_EXTRA_S: Final = 600.0
 
@@ -162,8 +162,7 @@ class Worker(arq.worker.Worker):
                 self._reconcile_due = True
                 wait_s = 1.0
             if wait_s > 0:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), wait_s)
+                await wait_for_event(self._wake, wait_s)
 
     async def _reconcile_if_due(self) -> None:
         """After a claim without a reply: give back what Redis may have handed to nobody."""
@@ -241,22 +240,26 @@ class Worker(arq.worker.Worker):
         if self._is_bounded_burst and self._jobs_started() >= self.max_burst_jobs:
             await asyncio.gather(*self.tasks.values())
             return True
-        return not self.tasks and await self.pool.zcard(self.queue_name) == 0
+        async with asyncio.timeout(REDIS_TIMEOUT_S):
+            return not self.tasks and await self.pool.zcard(self.queue_name) == 0
 
     async def _tend(self) -> None:
         """Aborts and cron, twice a second."""
         while True:
             self._tend_now.clear()
             try:
-                if self.allow_abort_jobs:
-                    await self._abort_asked()
-                if not self._stop.is_set():
-                    await self.heart_beat()
+                async with asyncio.timeout(REDIS_TIMEOUT_S):
+                    await self._tend_once()
             except (RedisError, OSError, TimeoutError) as error:
                 logger.warning("tending_failed error=%s", error)
                 self._reconcile_due = True
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._tend_now.wait(), TEND_S)
+            await wait_for_event(self._tend_now, TEND_S)
+
+    async def _tend_once(self) -> None:
+        if self.allow_abort_jobs:
+            await self._abort_asked()
+        if not self._stop.is_set():
+            await self.heart_beat()
 
     async def record_health(self) -> None:
         """Nothing: every beat of the heartbeat records it."""
@@ -334,7 +337,9 @@ class Worker(arq.worker.Worker):
         if self._redis_url is None:
             raise StartupError("the worker was given no redis_url")
         # No retries inside the client: a claim that is sent twice would lose the first reply's jobs.
-        pool = ConnectionPool.from_url(self._redis_url, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=2.0)
+        # No socket_timeout either: with it redis-py sends under asyncio.wait_for, which before Python 3.12 can
+        # swallow a cancellation. `asyncio.timeout` around the calls bounds them (`tasks.queue.REDIS_TIMEOUT_S`).
+        pool = ConnectionPool.from_url(self._redis_url, socket_connect_timeout=2.0)
         return ArqRedis(
             pool,
             job_serializer=self.job_serializer,
@@ -345,7 +350,8 @@ class Worker(arq.worker.Worker):
 
     async def _ping(self) -> None:
         try:
-            await self.pool.ping()
+            async with asyncio.timeout(REDIS_TIMEOUT_S):
+                await self.pool.ping()
         except (RedisError, OSError, TimeoutError) as error:
             raise StartupError(f"Redis can't be used: {error}; check REDIS_URL and the server") from None
 

@@ -379,7 +379,7 @@ async def test_another_user_reads_and_cancels_nothing(
         stranger = client.handle(handle.job_id, user_uuid=uuid4())
         for attempt in (stranger.text(), stranger.result(1), stranger.cancel(timeout_s=1), ids(stranger)):
             with pytest.raises(JobVanished):
-                await attempt
+                await asyncio.wait_for(attempt, 5)
         assert await redis.exists(keys.ABORT) == 0
         if await redis.exists(keys.job(handle.job_id)):
             await worker.finish(handle.job_id, ANSWER)

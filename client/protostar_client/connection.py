@@ -35,7 +35,7 @@ class Connection:
             redis_url,
             # No socket_timeout: with it redis-py sends under asyncio.wait_for, which can lose a cancellation
             # before Python 3.12, and a reader that can't be cancelled reads for ever.
-            socket_connect_timeout=CONNECT_TIMEOUT_S, socket_timeout=10.0,
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
             client_name="protostar-client",
         )
         self._patience_s = patience_s
