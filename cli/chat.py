@@ -60,7 +60,7 @@ def _account_uuid() -> UUID:
         name = getpass.getuser()
     except (KeyError, OSError):  # an account without a name, as containers have them
         name = "somebody"
-    return uuid5(NAMESPACE_URL, f"protostar:cli:{name}")
+    return uuid5(NAMESPACE_URL, f"protostar-cli-{name}")
 
 
 async def _ask(settings: RedisSettings, question: str, user: UUID, session_id: str, mode: str) -> None:

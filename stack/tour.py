@@ -10,7 +10,7 @@ from rich.text import Text
 from stack.conversation import Conversation, printable
 from stack.errors import StackError
 
-QUESTION: Final = "워커가 죽으면 작업은 어떻게 되나요?"
+QUESTION: Final = "Protostar에서는 워커가 죽으면 작업이 어떻게 되나요?"
 FOLLOW_UP: Final = "그때 답변을 읽고 있던 사람은 무엇을 보게 되나요?"
 _SHOWN_CHARACTERS: Final = 100
 

@@ -33,6 +33,7 @@ async def generate_chat(ctx: Context, *args: Any, **arguments: Any) -> dict[str,
     request, persona = _read_request(tools, args, arguments)
     turn = ctx["turn"] = await open_turn(
         request,
+        named_user=str(arguments["user_uuid"]),
         job_id=ctx["job_id"],
         claim=ctx["claim"],
         events=tools.events,

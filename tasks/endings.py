@@ -108,6 +108,7 @@ async def _reopen(tools: Tools, attempt: Attempt, error: BaseException) -> Turn 
         return None
     return await open_turn(
         request,
+        named_user=str(attempt.kwargs["user_uuid"]),
         job_id=attempt.job_id,
         claim=attempt.claim,
         events=tools.events,

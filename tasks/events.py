@@ -11,12 +11,13 @@ import json
 import logging
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from enum import IntEnum
 from typing import Any, Final
 
 from protostar_client import keys
-from protostar_client.contract import Event, EventType
+from protostar_client.contract import ErrorCode, Event, EventType, JobError
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from tasks.attempt import LeaseLostError
 from tasks.queue import REDIS_TIMEOUT_S, Claim, run_script
@@ -31,8 +32,16 @@ VERSION: Final = 1
 @dataclass(slots=True)
 class _Entry:
     seq: int
-    data: str
-    mirror: str
+    data: bytes
+    mirror: bytes
+
+
+class _State(IntEnum):
+    """Whether an answer's events can be appended, as `append.lua` says it."""
+
+    HELD = 1
+    FENCED = 0
+    NO_STREAM = -1
 
 
 @dataclass(slots=True)
@@ -55,7 +64,7 @@ class Answer:
         self._unsaid: list[str] = []
         self._entries: list[_Entry] = []
         self._appended = asyncio.Event()
-        self._fenced = False
+        self._state = _State.HELD
 
     def start(self, model: str) -> None:
         """Say which model is asked."""
@@ -90,9 +99,11 @@ class Answer:
         await self._end(EventType.CANCELLED, message_id=message_id)
 
     async def _end(self, event_type: EventType, **fields: Any) -> None:
-        self._add(event_type, **fields)
-        await self._appended.wait()
-        self._check()
+        if self._state is not _State.NO_STREAM:
+            self._add(event_type, **fields)
+            await self._appended.wait()
+        if self._state is _State.FENCED:
+            raise LeaseLostError
 
     def _add(self, event_type: EventType, **fields: Any) -> None:
         self._check()
@@ -122,8 +133,11 @@ class Answer:
         self._entries.append(_Entry(self._seq, _json(data), mirror))
 
     def _check(self) -> None:
-        if self._fenced:
+        if self._state is _State.FENCED:
             raise LeaseLostError
+        if self._state is _State.NO_STREAM:
+            key = keys.events(self.job_id)
+            raise JobError(ErrorCode.INTERNAL, f"the key {key} holds something that is no stream; delete it")
 
     # What follows is the flusher's side.
 
@@ -132,12 +146,12 @@ class Answer:
         self._close_delta()
         return list(self._entries)
 
-    def confirm(self, entries: list[_Entry], *, held: bool) -> None:
-        """Forget what was appended; if the lease is lost, forget everything."""
-        if held:
+    def confirm(self, entries: list[_Entry], state: _State) -> None:
+        """Forget what was appended; where nothing can be any more, forget everything."""
+        self._state = state
+        if state is _State.HELD:
             del self._entries[: len(entries)]
         else:
-            self._fenced = True
             self._entries.clear()
         if not self._entries:
             self._appended.set()
@@ -168,8 +182,11 @@ class EventLog:
         """The ending an earlier attempt has already told, if any."""
         if claim.attempt == 1:  # a claim is numbered above every attempt in the stream
             return None
-        async with asyncio.timeout(REDIS_TIMEOUT_S):
-            entries = await self._redis.xrevrange(keys.events(job_id), count=1)
+        try:
+            async with asyncio.timeout(REDIS_TIMEOUT_S):
+                entries = await self._redis.xrevrange(keys.events(job_id), count=1)
+        except ResponseError:  # no stream
+            return None
         if not entries:
             return None
         entry_id, fields = entries[0]
@@ -195,7 +212,10 @@ class EventLog:
                 await asyncio.sleep(rest_s)
             self._wake.clear()
             last_s = loop.time()
-            await self._flush()
+            try:
+                await self._flush()
+            except Exception:  # one answer's trouble must not silence the others
+                logger.exception("flush_failed")
 
     async def _flush(self) -> None:
         batches = [_Batch(answer, answer.take()) for answer in self._dirty]
@@ -212,21 +232,21 @@ class EventLog:
             for batch in batches:
                 self.flush_soon(batch.answer)
             return
-        for batch, held in zip(batches, replies, strict=True):
-            batch.answer.confirm(batch.entries, held=bool(held))
+        for batch, reply in zip(batches, replies, strict=True):
+            batch.answer.confirm(batch.entries, _State(reply))
 
     def _arguments(self, batches: list[_Batch]) -> list[str | int | bytes]:
         arguments: list[str | int | bytes] = [self._ttl_s]
         for batch in batches:
             answer = batch.answer
-            channel = keys.older_channel(answer.user_uuid, answer.session_id)
+            channel = keys.older_channel(answer.user_uuid, answer.session_id).encode(errors="replace")
             arguments += [answer.claim.id, self._owner, answer.claim.attempt, channel, len(batch.entries)]
             for entry in batch.entries:
                 arguments += [entry.seq, entry.data, entry.mirror]
         return arguments
 
 
-def _mirror(event_type: EventType, fields: dict[str, Any], answer: Answer) -> str:
+def _mirror(event_type: EventType, fields: dict[str, Any], answer: Answer) -> bytes:
     """What older readers hear on their channel; empty where they hear nothing."""
     match event_type:
         case EventType.DELTA:
@@ -240,7 +260,7 @@ def _mirror(event_type: EventType, fields: dict[str, Any], answer: Answer) -> st
         case EventType.CANCELLED:
             said = {"type": "error", "content": "cancelled", "code": "cancelled"}
         case _:
-            return ""
+            return b""
     return _json(
         {
             **said,
@@ -252,5 +272,6 @@ def _mirror(event_type: EventType, fields: dict[str, Any], answer: Answer) -> st
     )
 
 
-def _json(value: dict[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+def _json(value: dict[str, Any]) -> bytes:
+    # What a request that was refused held may be no text: half a surrogate pair becomes a question mark.
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")

@@ -84,6 +84,8 @@ class Heartbeat:
                 self._beat()
             except (RedisError, OSError) as error:
                 logger.warning("heartbeat_failed error=%s", error)
+            except Exception:  # without its heart a worker loses every job
+                logger.exception("heartbeat_failed")
 
     def _beat(self) -> None:
         held = self._held()

@@ -38,11 +38,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from tasks.queue import run_script
+from tasks.queue import REDIS_TIMEOUT_S, run_script
 
 logger = logging.getLogger("protostar.legacy")
 
-BLOCK_S: Final = 2  # less than the connection's timeout, which would take a quiet list for a dead Redis
+BLOCK_S: Final = 2  # less than REDIS_TIMEOUT_S, after which a Redis that says nothing counts as away
 REST_S: Final = 0.25
 RETRY_S: Final = 1.0
 ELEMENT_MAX_BYTES: Final = 8 * 1024 * 1024  # the largest content and context are 5 MB with every character escaped
@@ -96,17 +96,15 @@ class OlderIntake:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._is_closing = False
         self._task = asyncio.create_task(self._run(), name="older-intake")
 
     async def close(self) -> None:
         """Stop; what is left in the list is another worker's."""
-        self._is_closing = True
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
-        while not self._is_closing:
+        while True:
             try:
                 element = await self._wait()
                 if element is not None and await self._take(element) == "taken":
@@ -120,7 +118,8 @@ class OlderIntake:
     async def _wait(self) -> bytes | None:
         """The oldest element, left where it is; None if there was none for a while."""
         found = self._redis.blmove(keys.OLDER_QUEUE, keys.OLDER_QUEUE, BLOCK_S, "RIGHT", "RIGHT")
-        return await cast(Awaitable[bytes | None], found)
+        async with asyncio.timeout(REDIS_TIMEOUT_S):
+            return await cast(Awaitable[bytes | None], found)
 
     async def _take(self, element: bytes) -> str:
         try:
@@ -132,7 +131,7 @@ class OlderIntake:
             if reply == b"foreign":
                 raise UnusableElementError("jobId: is the id of another job; use an id of your own", job.fields)
         except UnusableElementError as problem:
-            logger.warning("element_unusable reason=%s", problem.reason)
+            logger.warning("element_unusable kept_in=%s", keys.OLDER_DEAD)  # its reason may quote what users said
             reply = await run_script(self._redis, "bury", element, *_dead_letter(element, problem))
         return reply.decode()
 
@@ -147,7 +146,8 @@ class OlderIntake:
     async def _task_object(self, job_id: str) -> bytes:
         key = keys.older_task(job_id)
         try:
-            value: bytes | None = await self._redis.get(key)
+            async with asyncio.timeout(REDIS_TIMEOUT_S):
+                value: bytes | None = await self._redis.get(key)
         except ResponseError as error:
             if str(error).startswith("WRONGTYPE"):
                 raise UnusableElementError(f"{key} is not a string; SET a JSON object there") from None

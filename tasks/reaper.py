@@ -55,6 +55,8 @@ class Reaper:
                 logger.warning("reaper_failed error=%s", error)
                 self._absent_since.clear()
                 self._trusted_from = self._now() + TRUST_AFTER_S
+            except Exception:
+                logger.exception("reaper_failed")
 
     async def _is_elected(self) -> bool:
         """One worker at a time watches; another takes its place a second after it stops."""

@@ -42,9 +42,17 @@ class Turn:
 
 
 async def open_turn(
-    request: ChatRequest, *, job_id: str, claim: Claim, events: EventLog, raise_attempt: RaiseAttempt
+    request: ChatRequest,
+    *,
+    named_user: str,
+    job_id: str,
+    claim: Claim,
+    events: EventLog,
+    raise_attempt: RaiseAttempt,
 ) -> Turn:
     """Store the question, or find it, and shut out every older attempt at its answer.
+
+    `named_user` is the user's UUID as the producer spelled it: older readers listen under that name.
 
     Raises:
         JobError: the job id belongs to a turn of another session.
@@ -60,7 +68,7 @@ async def open_turn(
         if not await raise_attempt(claim, question.attempt + 1):
             raise LeaseLostError
         question, _ = await transact(work)
-    answer = events.open(claim, job_id, user_uuid=str(request.user_uuid), session_id=request.session_id)
+    answer = events.open(claim, job_id, user_uuid=named_user, session_id=request.session_id)
     stored = await Message.filter(job_id=job_id, role=MessageRole.ASSISTANT).first()
     if stored is not None and stored.status == MessageStatus.FAILED:
         stored = None

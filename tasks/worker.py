@@ -230,6 +230,7 @@ class Worker(arq.worker.Worker):
             self.tasks.pop(attempt.claim.job_id, None)
         if not task.cancelled() and (error := task.exception()):
             logger.error("attempt_broke job_id=%s", attempt.job_id, exc_info=error)
+            self._reconcile_due = True  # Redis still counts it as ours
         self._wake.set()
 
     @property
@@ -253,6 +254,8 @@ class Worker(arq.worker.Worker):
             except (RedisError, OSError, TimeoutError) as error:
                 logger.warning("tending_failed error=%s", error)
                 self._reconcile_due = True
+            except Exception:
+                logger.exception("tending_failed")
             await wait_for_event(self._tend_now, TEND_S)
 
     async def _tend_once(self) -> None:

@@ -272,3 +272,25 @@ async def test_a_dead_job_is_put_back_and_answered_as_the_same_turn(shared_house
     [_, answer] = await house.messages(job.job_id)
     assert (answer["status"], answer["content"]) == ("completed", "이제 됩니다.")
     assert await house.protostar("retry", job.job_id) == 1
+
+
+async def test_keys_of_a_wrong_type_stop_their_own_job_alone(shared_house: House) -> None:
+    house, redis = shared_house, shared_house.redis
+    await redis.lpush("arq:job:listed", "x")  # type: ignore[misc]
+    await redis.zadd("arq:queue", {"listed": 1})
+    assert (await ending(house, "listed"))["code"] == "internal"
+    await redis.set("chat:events:taken", "x")
+    await redis.set("arq:retry:taken", "x")
+    house.model.script({"pieces": ["들리지 않는 답."]}, {"pieces": ["들리는 답."]})
+    await house.ask("질문", job_id="taken")
+    assert (await house.result("taken"))["r"]["error"]["code"] == "internal"
+    assert text_of(await house.events((await house.ask("질문")).job_id)) == "들리는 답."
+
+
+async def test_half_a_surrogate_pair_is_told_like_any_other_mistake(shared_house: House) -> None:
+    job_id = uuid4().hex
+    payload = r'{"t":null,"f":"generate_chat","a":[],"k":{"user_uuid":"\ud800","session_id":"\ud800"},"et":1}'
+    await shared_house.redis.set(f"arq:job:{job_id}", payload)
+    await shared_house.redis.zadd("arq:queue", {job_id: 1})
+    assert (await ending(shared_house, job_id))["code"] == "invalid_request"
+    assert (await shared_house.result(job_id))["r"]["error"]["code"] == "invalid_request"

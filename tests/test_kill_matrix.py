@@ -54,9 +54,7 @@ async def test_a_killed_workers_job_is_finished_by_another(arena: Arena, moment:
     arena.worker(stopped.pid).kill()
     stopped.let_go(drop=True)
     refill = asyncio.create_task(arena.refill())
-    await arena.check_answered(
-        stopped.job_id, attempt=expected_attempt(moment), requests=expected_requests(moment)
-    )
+    await arena.check_answered(stopped.job_id, attempt=expected_attempt(moment), requests=expected_requests(moment))
     await arena.check_nothing_left()
     await arena.check_summed_up(1)
     await refill
@@ -70,9 +68,7 @@ async def test_a_frozen_worker_that_wakes_after_takeover_writes_nothing(arena: A
     try:
         if moment in IN_TRANSACTION:
             stopped.let_go()
-        await arena.check_answered(
-            stopped.job_id, attempt=expected_attempt(moment), requests=expected_requests(moment)
-        )
+        await arena.check_answered(stopped.job_id, attempt=expected_attempt(moment), requests=expected_requests(moment))
         await arena.check_nothing_left(outbox=False)
         before = await arena.record(stopped.job_id)
     finally:

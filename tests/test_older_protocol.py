@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import sys
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
@@ -196,7 +197,7 @@ async def questions(house: House, user: str) -> list[dict[str, Any]]:
 
 @pytest.fixture
 async def redis_client(redis_url: str) -> AsyncIterator[Redis]:
-    client = Redis.from_url(redis_url, socket_timeout=5.0)
+    client = Redis.from_url(redis_url)
     yield client
     await client.aclose()
 
@@ -327,6 +328,17 @@ def test_every_element_is_a_job_or_says_why_not(data: bytes | str) -> None:
     assert reason or job
 
 
+async def test_the_guides_lines_put_dead_elements_back_in_order(redis_client: Redis, redis_url: str) -> None:
+    for number in range(3):
+        letter = {"reason": "", "element": element(number), "at": ""}
+        await cast(Awaitable[int], redis_client.lpush(OLDER_DEAD, json.dumps(letter)))
+    [lines] = re.findall(r"```python\n(.+?)```", (ROOT / "docs" / "migration.md").read_text(), re.DOTALL)
+    code = lines.replace("redis://localhost:6379/0", redis_url) + "client.close()"
+    await asyncio.to_thread(exec, code, {})
+    assert await items(redis_client, OLDER_QUEUE) == [element(number).encode() for number in (2, 1, 0)]
+    assert await letters(redis_client) == []
+
+
 async def test_an_intake_that_was_frozen_takes_nothing_when_it_wakes(redis_client: Redis) -> None:
     """Between its look and its script another intake took the element, and the next one differs."""
     await push(redis_client, "next")
@@ -360,7 +372,7 @@ import asyncio, sys
 from redis.asyncio import Redis
 from tasks.legacy import OlderIntake
 async def main():
-    intake = OlderIntake(Redis.from_url(sys.argv[1], socket_timeout=5.0))
+    intake = OlderIntake(Redis.from_url(sys.argv[1]))
     await asyncio.sleep(600)
 asyncio.run(main())
 """

@@ -257,7 +257,11 @@ CANCELLED_CODE: Final = "cancelled"
 
 def dump_json(value: dict[str, Any]) -> bytes:
     """Serialise one of ARQ's records. An exception becomes `{"error": {"code", "message"}}`."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_dump_exception).encode()
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_dump_exception)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, as JSON can escape it
+        return json.dumps(value, separators=(",", ":"), default=_dump_exception).encode()
 
 
 def load_json(data: bytes) -> dict[str, Any]:

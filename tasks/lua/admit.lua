@@ -2,7 +2,7 @@
 
 -- The share of a worker that a job belongs to, and its session ('' where it has none).
 local function classify(id, classes, turn_function)
-  local payload = redis.call('GET', JOB_PREFIX .. id)
+  local payload = call_or_nil('GET', JOB_PREFIX .. id)
   local readable, job = pcall(cjson.decode, payload or '')
   if not readable or type(job) ~= 'table' then return classes[turn_function], '' end
   local class = classes[job.f] or classes[turn_function]

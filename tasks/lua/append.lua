@@ -3,29 +3,35 @@
 --
 -- ARGV: TTL in s, then for each answer: job id, owner, attempt, channel, number of events,
 --   and for each event: seq, data, text for the channel ('' for none).
--- Returns for each answer 1, or 0 where the attempt has lost its lease: then nothing of it was appended.
+-- Returns for each answer 1; 0 where the attempt has lost its lease, -1 where its key holds no stream: then
+--   nothing of it was appended.
 -- Guarantees: ids {attempt}-{seq} rise; an event is appended and mirrored once, also when a call is repeated.
 
-local ttl_s, at, replies = ARGV[1], 2, {}
-while at <= #ARGV do
-  local id, owner, attempt, channel, count = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], tonumber(ARGV[at + 4])
-  at = at + 5
-  local stream = EVENTS_PREFIX .. id
+local ttl_s = ARGV[1]
+
+local function append(id, owner, attempt, channel, first, count)
   local job = read(id)
-  local fenced = not job or job.owner ~= owner or job.attempt ~= tonumber(attempt) or job.state ~= 'running'
-  replies[#replies + 1] = fenced and 0 or 1
-  if not fenced then
-    local last = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
-    local last_attempt, last_seq = string.match(last and last[1] or '0-0', '^(%d+)-(%d+)$')
-    local done = last_attempt == attempt and tonumber(last_seq) or 0
-    for i = at, at + 3 * (count - 1), 3 do
-      if tonumber(ARGV[i]) > done then
-        redis.call('XADD', stream, attempt .. '-' .. ARGV[i], 'data', ARGV[i + 1])
-        if ARGV[i + 2] ~= '' then redis.call('PUBLISH', channel, ARGV[i + 2]) end
-      end
+  if not job or job.owner ~= owner or job.attempt ~= tonumber(attempt) or job.state ~= 'running' then return 0 end
+  local stream = EVENTS_PREFIX .. id
+  local newest = call_or_nil('XREVRANGE', stream, '+', '-', 'COUNT', 1)
+  if not newest then return -1 end
+  local last_attempt, last_seq = string.match(newest[1] and newest[1][1] or '0-0', '^(%d+)-(%d+)$')
+  local appended = last_attempt == attempt and tonumber(last_seq) or 0
+  for i = first, first + 3 * (count - 1), 3 do
+    local seq, data, mirror = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+    if tonumber(seq) > appended then
+      redis.call('XADD', stream, attempt .. '-' .. seq, 'data', data)
+      if mirror ~= '' then redis.call('PUBLISH', channel, mirror) end
     end
-    redis.call('EXPIRE', stream, ttl_s)
   end
-  at = at + 3 * count
+  redis.call('EXPIRE', stream, ttl_s)
+  return 1
+end
+
+local at, replies = 2, {}
+while at <= #ARGV do
+  local count = tonumber(ARGV[at + 4])
+  replies[#replies + 1] = append(ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], at + 5, count)
+  at = at + 5 + 3 * count
 end
 return replies

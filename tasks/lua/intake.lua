@@ -6,6 +6,7 @@
 -- Guarantees: an element is in the list or a job in the queue, never neither, never both; jobs keep the list's order.
 
 local element, id, payload, life_ms, user = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+if redis.call('LINDEX', OLDER_QUEUE, -1) ~= element then return 'taken' end
 
 local function hex(uuid) return (string.gsub(string.gsub(string.lower(uuid), '^urn:uuid:', ''), '[^0-9a-f]', '')) end
 

@@ -17,6 +17,13 @@ local function ready_of(class) return READY_PREFIX .. class end
 local function turns_of(session) return TURNS_PREFIX .. session end
 local function running_of(owner) return RUNNING_PREFIX .. owner end
 
+-- What others may write can hold anything: a value of a wrong type must not stop the jobs beside it.
+local function call_or_nil(...)
+  local reply = redis.pcall(...)
+  if type(reply) == 'table' and reply.err then return nil end
+  return reply or nil
+end
+
 local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
@@ -77,8 +84,12 @@ end
 
 -- Sets the lease and returns what a worker needs to run the job.
 local function start(id, job, owner, lease_ttl_ms)
-  local attempt = redis.call('INCR', RETRY_PREFIX .. id)
-  local last = redis.call('XREVRANGE', EVENTS_PREFIX .. id, '+', '-', 'COUNT', 1)[1]
+  local attempt = call_or_nil('INCR', RETRY_PREFIX .. id)
+  if not attempt then
+    attempt = job.attempt + 1
+    redis.call('SET', RETRY_PREFIX .. id, attempt)
+  end
+  local last = (call_or_nil('XREVRANGE', EVENTS_PREFIX .. id, '+', '-', 'COUNT', 1) or {})[1]
   local spared = job.spared
   if last then
     local seen = tonumber(string.match(last[1], '^%d+'))
@@ -97,7 +108,7 @@ local function start(id, job, owner, lease_ttl_ms)
   park(id, job.rank)
   local aborted = redis.call('ZREM', ABORT, id)
   local history = redis.call('HGET', record_of(id), 'history') or ''
-  return { id, attempt, spared, job.rank, redis.call('GET', JOB_PREFIX .. id), aborted, history }
+  return { id, attempt, spared, job.rank, call_or_nil('GET', JOB_PREFIX .. id) or false, aborted, history }
 end
 
 -- Takes a running job back from its owner and makes it ready.
