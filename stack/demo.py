@@ -156,7 +156,8 @@ def _conversation(corpus: Path, out: Console, notes: Console) -> Iterator[Conver
 def _index(parts: Parts, corpus: Path, notes: Console) -> None:
     model = "a local stand-in that quotes what was found" if parts.model_server_url else "yours"
     notes.print(f"Redis and PostgreSQL are running; the model is {model}.")
-    notes.print(f"Indexing {corpus} ...", markup=False)
+    shown = corpus.relative_to(ROOT) if corpus.is_relative_to(ROOT) else corpus
+    notes.print(f"Indexing {shown} ...", markup=False)
     parts.reindex(output=notes.file)
 
 

@@ -10,8 +10,8 @@ from rich.text import Text
 from stack.conversation import Conversation, printable
 from stack.errors import StackError
 
-QUESTION: Final = "Protostar에서는 워커가 죽으면 작업이 어떻게 되나요?"
-FOLLOW_UP: Final = "그때 답변을 읽고 있던 사람은 무엇을 보게 되나요?"
+QUESTION: Final = "워커가 죽으면 그 작업은 몇 초 안에 다른 워커가 이어받나요?"
+FOLLOW_UP: Final = "방금 말한 것을 짧게 다시 말해 주세요."
 _SHOWN_CHARACTERS: Final = 100
 
 _NEXT: Final = """\
