@@ -17,6 +17,7 @@ T = TypeVar("T")
 RETRY_FOR_S: Final = 60.0
 _FIRST_DELAY_S: Final = 0.05
 _LONGEST_DELAY_S: Final = 2.0
+_LONGEST_PAUSE: Final = "SELECT set_config('idle_in_transaction_session_timeout', $1, true)"
 
 _TRANSIENT: Final = (
     OSError,
@@ -43,10 +44,17 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, OperationalError) and any(isinstance(arg, _TRANSIENT) for arg in error.args)
 
 
-async def transact(work: Callable[[BaseDBAsyncClient], Awaitable[T]], *, retry_for_s: float = RETRY_FOR_S) -> T:
+async def transact(
+    work: Callable[[BaseDBAsyncClient], Awaitable[T]],
+    *,
+    retry_for_s: float = RETRY_FOR_S,
+    longest_pause_s: float | None = None,
+) -> T:
     """Run `work` in a transaction and commit it, again after a transient fault for up to `retry_for_s`.
 
-    `work` must be idempotent: a commit can succeed unacknowledged and `work` then runs again.
+    `work` must be idempotent: a commit can succeed unacknowledged and `work` then runs again. PostgreSQL breaks
+    the transaction off where more than `longest_pause_s` pass between two statements, so that what a frozen
+    process has locked is free again.
 
     Raises:
         whatever `work` raises, at once unless it is transient (`is_transient`).
@@ -60,6 +68,8 @@ async def transact(work: Callable[[BaseDBAsyncClient], Awaitable[T]], *, retry_f
             _discard_connection(transaction)
             raise
         try:
+            if longest_pause_s is not None:
+                await connection.execute_query(_LONGEST_PAUSE, [f"{int(longest_pause_s * 1000)}ms"])
             result = await work(connection)
         except BaseException as error:
             await transaction.__aexit__(type(error), error, error.__traceback__)

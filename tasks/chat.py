@@ -31,14 +31,8 @@ async def generate_chat(ctx: Context, *args: Any, **arguments: Any) -> dict[str,
     tools = ctx["tools"]
     await told_before(ctx)
     request, persona = _read_request(tools, args, arguments)
-    turn = ctx["turn"] = await open_turn(
-        request,
-        named_user=str(arguments["user_uuid"]),
-        job_id=ctx["job_id"],
-        claim=ctx["claim"],
-        events=tools.events,
-        raise_attempt=tools.raise_attempt,
-    )
+    turn = await open_turn(tools, request, ctx["claim"], named_user=str(arguments["user_uuid"]))
+    ctx["turn"] = turn  # for its ending, whatever happens from here
     if turn.stored is not None:
         return await tell_again(tools, turn, turn.stored)
     prompt = await _prompt(tools, turn, persona)

@@ -31,7 +31,7 @@ async def told_before(ctx: Context) -> None:
         JobError: the answer has ended with it.
         JobCancelledError: the answer has ended as cancelled.
     """
-    ending = await ctx["tools"].events.ending(ctx["claim"], ctx["job_id"])
+    ending = await ctx["tools"].events.ending(ctx["claim"])
     if ending is None or ending.type == EventType.DONE:
         return
     if ending.type == EventType.CANCELLED:
@@ -58,7 +58,7 @@ async def tell_again(tools: Tools, turn: Turn, stored: Message) -> dict[str, Any
     Raises:
         JobCancelledError: what is stored is a cancelled answer.
     """
-    if await tools.events.ending(turn.claim, turn.job_id) is not None:
+    if await tools.events.ending(turn.claim) is not None:
         return _result(turn, stored)
     turn.model = stored.model or ""
     turn.answer.start(turn.model)
@@ -75,7 +75,7 @@ async def tell_failure(ctx: dict[Any, Any], attempt: Attempt, error: JobError | 
     if attempt.function not in ("", GENERATE_CHAT):
         return
     tools: Tools = ctx["tools"]
-    if await tools.events.ending(attempt.claim, attempt.job_id) is not None:
+    if await tools.events.ending(attempt.claim) is not None:
         return
     turn: Turn | None = ctx.get("turn") or await _reopen(tools, attempt, error)
     message_id = None if turn is None else await _store_what_there_is(tools, turn, error)
@@ -106,20 +106,12 @@ async def _reopen(tools: Tools, attempt: Attempt, error: BaseException) -> Turn 
         request = ChatRequest.parse(attempt.kwargs)
     except InvalidRequest:
         return None
-    return await open_turn(
-        request,
-        named_user=str(attempt.kwargs["user_uuid"]),
-        job_id=attempt.job_id,
-        claim=attempt.claim,
-        events=tools.events,
-        raise_attempt=tools.raise_attempt,
-    )
+    return await open_turn(tools, request, attempt.claim, named_user=str(attempt.kwargs["user_uuid"]))
 
 
 def _answer_of_unopened(tools: Tools, attempt: Attempt) -> Answer:
     return tools.events.open(
         attempt.claim,
-        attempt.job_id,
         user_uuid=str(attempt.kwargs.get("user_uuid", "")),
         session_id=str(attempt.kwargs.get("session_id", "")),
     )

@@ -53,9 +53,8 @@ class _Batch:
 class Answer:
     """The events of one attempt at one answer; every attempt after the first says `restart` first."""
 
-    def __init__(self, log: EventLog, claim: Claim, job_id: str, user_uuid: str, session_id: str) -> None:
+    def __init__(self, log: EventLog, claim: Claim, user_uuid: str, session_id: str) -> None:
         self.claim = claim
-        self.job_id = job_id
         self.user_uuid = user_uuid
         self.session_id = session_id
         self.text = ""
@@ -124,7 +123,7 @@ class Answer:
         data = {
             "v": VERSION,
             "type": event_type.value,
-            "job_id": self.job_id,
+            "job_id": self.claim.job_id,
             "attempt": self.claim.attempt,
             "seq": self._seq,
             **fields,
@@ -136,7 +135,7 @@ class Answer:
         if self._state is _State.FENCED:
             raise LeaseLostError
         if self._state is _State.NO_STREAM:
-            key = keys.events(self.job_id)
+            key = keys.events(self.claim.job_id)
             raise JobError(ErrorCode.INTERNAL, f"the key {key} holds something that is no stream; delete it")
 
     # What follows is the flusher's side.
@@ -174,17 +173,17 @@ class EventLog:
         self._wake = asyncio.Event()
         self._flusher = asyncio.create_task(self._run(), name="event-flusher")
 
-    def open(self, claim: Claim, job_id: str, *, user_uuid: str, session_id: str) -> Answer:
+    def open(self, claim: Claim, *, user_uuid: str, session_id: str) -> Answer:
         """The events of an attempt, none of them said yet."""
-        return Answer(self, claim, job_id, user_uuid, session_id)
+        return Answer(self, claim, user_uuid, session_id)
 
-    async def ending(self, claim: Claim, job_id: str) -> Event | None:
+    async def ending(self, claim: Claim) -> Event | None:
         """The ending an earlier attempt has already told, if any."""
         if claim.attempt == 1:  # a claim is numbered above every attempt in the stream
             return None
         try:
             async with asyncio.timeout(REDIS_TIMEOUT_S):
-                entries = await self._redis.xrevrange(keys.events(job_id), count=1)
+                entries = await self._redis.xrevrange(keys.events(claim.job_id), count=1)
         except ResponseError:  # no stream
             return None
         if not entries:
@@ -267,7 +266,7 @@ def _mirror(event_type: EventType, fields: dict[str, Any], answer: Answer) -> by
             "uuid": answer.user_uuid,
             "sessionId": answer.session_id,
             "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "jobId": answer.job_id,
+            "jobId": answer.claim.job_id,
         }
     )
 

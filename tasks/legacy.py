@@ -28,7 +28,7 @@ from protostar_client.contract import (
     ChatRequest,
     ErrorCode,
     EventType,
-    Name,
+    JobId,
     SessionId,
     Text,
     clean_text,
@@ -52,8 +52,8 @@ def _number_as_text(value: object) -> object:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-JobId = Annotated[Name, Field(min_length=1, max_length=JOB_ID_MAX_CHARACTERS), BeforeValidator(_number_as_text)]
-_JOB_ID: Final = TypeAdapter(JobId)
+NumberOrJobId = Annotated[JobId, BeforeValidator(_number_as_text)]
+_JOB_ID: Final = TypeAdapter(NumberOrJobId)
 
 
 class UnusableElementError(Exception):

@@ -20,6 +20,7 @@ from tasks.waiting import wait_for_event
 logger = logging.getLogger("protostar.outbox")
 
 LOOK_EVERY_S: Final = 2.0
+LONGEST_PAUSE_S: Final = 10.0  # above the patience with Redis; a frozen relay keeps its rows from the others
 BATCH: Final = 100
 
 
@@ -57,7 +58,7 @@ class OutboxRelay:
         while True:
             self._wake.clear()
             try:
-                while await transact(self._relay, retry_for_s=0) == BATCH:
+                while await transact(self._relay, retry_for_s=0, longest_pause_s=LONGEST_PAUSE_S) == BATCH:
                     pass
             except Exception as error:
                 expected = isinstance(error, RedisError) or is_transient(error)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from protostar_client.contract import ChatRequest, ErrorCode, JobError, Usage
+from protostar_client.contract import ChatRequest, ErrorCode, JobError, Usage, check_job_id
 from tortoise.backends.base.client import BaseDBAsyncClient
 
 from models import Message, MessageRole, MessageStatus, Session
 from models.transaction import transact
 from rag.prompt import Turn as EarlierTurn
 from tasks.attempt import LeaseLostError
-from tasks.events import Answer, EventLog
+from tasks.context import Tools
+from tasks.events import Answer
 from tasks.outbox import add_summary_job
 from tasks.queue import Claim
 
 HISTORY_MESSAGES: Final = 200
-
-RaiseAttempt = Callable[[Claim, int], Awaitable[bool]]
+LONGEST_PAUSE_S: Final = 2.0  # a frozen worker's rows must be free when its job is taken over
 
 
 @dataclass(slots=True)
@@ -27,7 +26,6 @@ class Turn:
     """One question on its way to one answer."""
 
     request: ChatRequest
-    job_id: str
     claim: Claim
     question: Message
     stored: Message | None
@@ -41,38 +39,32 @@ class Turn:
     """Of the passages the prompt holds, best first."""
 
 
-async def open_turn(
-    request: ChatRequest,
-    *,
-    named_user: str,
-    job_id: str,
-    claim: Claim,
-    events: EventLog,
-    raise_attempt: RaiseAttempt,
-) -> Turn:
+async def open_turn(tools: Tools, request: ChatRequest, claim: Claim, *, named_user: str) -> Turn:
     """Store the question, or find it, and shut out every older attempt at its answer.
 
     `named_user` is the user's UUID as the producer spelled it: older readers listen under that name.
 
     Raises:
-        JobError: the job id belongs to a turn of another session.
+        JobError: the job id is none, or belongs to a turn of another session.
         LeaseLostError: another attempt has the job.
     """
 
-    async def work(connection: BaseDBAsyncClient) -> tuple[Message, bool]:
-        return await _open(connection, request, job_id, claim.attempt)
+    check_job_id(claim.job_id)
 
-    question, is_open = await transact(work)
+    async def work(connection: BaseDBAsyncClient) -> tuple[Message, bool]:
+        return await _open(connection, request, claim.job_id, claim.attempt)
+
+    question, is_open = await transact(work, longest_pause_s=LONGEST_PAUSE_S)
     if not is_open:
         # Redis has forgotten the attempts of an earlier life of this job; PostgreSQL has not.
-        if not await raise_attempt(claim, question.attempt + 1):
+        if not await tools.raise_attempt(claim, question.attempt + 1):
             raise LeaseLostError
-        question, _ = await transact(work)
-    answer = events.open(claim, job_id, user_uuid=named_user, session_id=request.session_id)
-    stored = await Message.filter(job_id=job_id, role=MessageRole.ASSISTANT).first()
+        question, _ = await transact(work, longest_pause_s=LONGEST_PAUSE_S)
+    answer = tools.events.open(claim, user_uuid=named_user, session_id=request.session_id)
+    stored = await Message.filter(job_id=claim.job_id, role=MessageRole.ASSISTANT).first()
     if stored is not None and stored.status == MessageStatus.FAILED:
         stored = None
-    return Turn(request, job_id, claim, question, stored, answer)
+    return Turn(request, claim, question, stored, answer)
 
 
 async def _open(connection: BaseDBAsyncClient, request: ChatRequest, job_id: str, attempt: int) -> tuple[Message, bool]:
@@ -141,7 +133,7 @@ async def store_answer(
         if question.attempt != turn.claim.attempt:
             raise LeaseLostError
         answer, created = await Message.get_or_create(
-            job_id=turn.job_id, role=MessageRole.ASSISTANT, defaults=fields, using_db=connection
+            job_id=turn.claim.job_id, role=MessageRole.ASSISTANT, defaults=fields, using_db=connection
         )
         if not created:
             await answer.update_from_dict(fields).save(using_db=connection)
@@ -149,4 +141,4 @@ async def store_answer(
             await add_summary_job(answer.id, connection)
         return answer
 
-    return await transact(work)
+    return await transact(work, longest_pause_s=LONGEST_PAUSE_S)

@@ -137,7 +137,8 @@ async def pid_of_owner(house: House, job_id: str) -> int:
 
 async def _reached(stopped: Stopped) -> bool:
     if stopped.hold is not None:
-        return stopped.hold.reached
+        told = stopped.moment is not Moment.IN_RELAY or await stopped.house.redis.exists(f"arq:result:{stopped.job_id}")
+        return stopped.hold.reached and bool(told)
     if stopped.lock is not None:
         return bool(await stopped.lock.fetch(_WAITS, IN_TRANSACTION[stopped.moment], stopped.job_id))
     if not await asyncio.to_thread(stopped.house.model.waiting, stopped.job_id):

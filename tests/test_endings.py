@@ -58,6 +58,13 @@ async def test_a_request_that_cannot_be_used_says_what_is_wrong_with_it(
     assert result["r"] == {"error": {"code": code, "message": told["message"]}}
 
 
+@pytest.mark.parametrize("job_id", ["x" * 257, "a\x00b"], ids=["too long", "with a NUL"])
+async def test_a_job_id_that_cannot_be_stored_is_refused(shared_house: House, job_id: str) -> None:
+    await shared_house.ask("질문", job_id=job_id)
+    told = await ending(shared_house, job_id)
+    assert (told["code"], "job_id" in told["message"]) == ("invalid_request", True)
+
+
 async def test_a_pickle_is_refused_and_runs_no_code(shared_house: House, tmp_path: Path) -> None:
     house, trap = shared_house, tmp_path / "ran"
 

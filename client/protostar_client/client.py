@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Final, Self
+from typing import Any, Final, Self
 from uuid import UUID, uuid4
-
-from pydantic import Field, TypeAdapter, ValidationError
 
 from protostar_client import keys
 from protostar_client.connection import Connection
 from protostar_client.contract import (
     GENERATE_CHAT,
-    JOB_ID_MAX_CHARACTERS,
     READ_HISTORY,
     ChatRequest,
     HistoryMessage,
     HistoryRequest,
     HistoryResult,
     InvalidRequest,
-    Name,
+    check_job_id,
     dump_json,
 )
 from protostar_client.errors import ConnectionLost, QueueFull
@@ -31,8 +28,6 @@ MAX_QUEUE: Final = 10_000
 PATIENCE_S: Final = 15.0
 HISTORY_TIMEOUT_S: Final = 30.0
 _JOB_LIFE_MS: Final = 86_400_000  # ARQ's own: a job that no worker took for a day is dropped
-
-_JOB_ID: Final = TypeAdapter(Annotated[Name, Field(min_length=1, max_length=JOB_ID_MAX_CHARACTERS)])
 
 
 class ChatClient:
@@ -97,7 +92,7 @@ class ChatClient:
                 "context": context,
             }
         )
-        job_id = uuid4().hex if job_id is None else _checked_job_id(job_id)
+        job_id = uuid4().hex if job_id is None else check_job_id(job_id)
         return await self._enqueue(GENERATE_CHAT, job_id, request.user_uuid, request.arguments())
 
     def handle(self, job_id: str, *, user_uuid: UUID | str) -> JobHandle:
@@ -106,7 +101,7 @@ class ChatClient:
         Raises:
             InvalidRequest: not a job id, or not a UUID.
         """
-        return self._handle(_checked_job_id(job_id), _checked_user(user_uuid))
+        return self._handle(check_job_id(job_id), _checked_user(user_uuid))
 
     async def history(
         self,
@@ -156,13 +151,6 @@ class ChatClient:
             created=created,
             is_owned=is_owned,
         )
-
-
-def _checked_job_id(job_id: str) -> str:
-    try:
-        return _JOB_ID.validate_python(job_id)
-    except ValidationError as error:
-        raise InvalidRequest("job_id", error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
 
 def _checked_user(user_uuid: UUID | str) -> UUID:

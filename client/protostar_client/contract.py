@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 GENERATE_CHAT: Final = "generate_chat"
 SUMMARIZE_MESSAGE: Final = "summarize_message"
@@ -91,6 +91,20 @@ def _refuse_control_characters(value: object) -> object:
 Text = Annotated[str, BeforeValidator(_clean)]
 Name = Annotated[str, BeforeValidator(_refuse_control_characters)]
 SessionId = Annotated[Name, Field(min_length=1, max_length=SESSION_ID_MAX_CHARACTERS)]
+JobId = Annotated[Name, Field(min_length=1, max_length=JOB_ID_MAX_CHARACTERS)]
+_JOB_ID: Final = TypeAdapter(JobId)
+
+
+def check_job_id(job_id: str) -> str:
+    """The id, if a job can have it.
+
+    Raises:
+        InvalidRequest: it is empty, too long, or holds a control character.
+    """
+    try:
+        return _JOB_ID.validate_python(job_id)
+    except ValidationError as error:
+        raise InvalidRequest("job_id", error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
 
 class _Request(BaseModel):

@@ -1,0 +1,13 @@
+"""What a worker in a test writes into its log, for ARQ's `--custom-log-dict`: every event of ours."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+LOGGING: Final[dict[str, Any]] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(name)s %(message)s"}},
+    "handlers": {"standard_error": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "loggers": {"protostar": {"level": "INFO", "handlers": ["standard_error"]}},
+}
