@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final, cast
@@ -27,7 +28,7 @@ from rag.prompt_files import PromptsError, load_prompts
 from rag.providers import FatalProviderError, Provider
 from rag.providers.factory import make_provider
 from rag.tokens import TokenCounter
-from settings import SettingsError, load_settings
+from settings import JobClass, SettingsError, load_settings
 from tasks.chat import generate_chat
 from tasks.context import Tools
 from tasks.endings import tell_failure
@@ -134,6 +135,12 @@ def reindex_schedule(every_minutes: int) -> list[CronJob]:
     ]
 
 
+def slots_served(max_jobs: int, serve: Sequence[JobClass]) -> dict[str, int]:
+    """Slots of each class; none for a class that other workers serve."""
+    slots: dict[JobClass, int] = {"chat": max_jobs, "summary": max(1, max_jobs // 4), "reindex": 1}
+    return {name: count if name in serve else 0 for name, count in slots.items()}
+
+
 REINDEX_TIMEOUT_S: Final = 3600
 
 
@@ -154,7 +161,7 @@ class WorkerSettings:
         REINDEX_CORPUS: "reindex",
         f"cron:{reindex_corpus.__qualname__}": "reindex",
     }
-    slots = {"chat": SETTINGS.max_jobs, "summary": max(1, SETTINGS.max_jobs // 4), "reindex": 1}
+    slots = slots_served(SETTINGS.max_jobs, SETTINGS.serve)
     turn_function = GENERATE_CHAT
     redis_settings = RedisSettings.from_dsn(SETTINGS.redis_url.get_secret_value())
     redis_url = SETTINGS.redis_url.get_secret_value()

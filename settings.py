@@ -12,6 +12,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 SHIPPED_PROMPTS_DIR = Path(__file__).resolve().parent / "rag" / "prompts"
 
 
+JobClass = Literal["chat", "summary", "reindex"]
+
+
 class SettingsError(Exception):
     """A variable is missing or wrong; the message is one line that names it and says what to do."""
 
@@ -85,6 +88,7 @@ class Settings(CorpusSettings, RedisSettings):
     reindex_minutes: int = Field(10, ge=0, le=1440)
     prompts_dir: Path = SHIPPED_PROMPTS_DIR
 
+    serve: Annotated[tuple[JobClass, ...], NoDecode] = ("chat", "summary", "reindex")
     max_jobs: int = Field(100, ge=1)
     job_timeout: float = Field(300, gt=0)
     lease: float = Field(15, ge=1)
@@ -93,7 +97,7 @@ class Settings(CorpusSettings, RedisSettings):
     event_ttl: int = Field(3600, ge=1)
     shutdown_grace: int = Field(20, ge=0)
 
-    @field_validator("fallback_models", mode="before")
+    @field_validator("fallback_models", "serve", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         if isinstance(value, str):

@@ -229,3 +229,18 @@ async def reindexed(house: House) -> dict[str, int]:
     assert job is not None
     result: dict[str, int] = await job.result(timeout=20, poll_delay=0.05)
     return result
+
+
+async def test_a_worker_leaves_alone_what_it_is_not_to_serve(house: House) -> None:
+    await house.start_worker(PROTOSTAR_SERVE="chat")
+    house.model.script({"pieces": [LONG_ANSWER]}, {"pieces": [SUMMARY]})
+    job = await house.ask("워커가 죽으면?")
+    await house.events(job.job_id)
+    [_, answer] = await house.messages(job.job_id)
+
+    async def queued() -> object:
+        return await house.redis.zscore("protostar:ready:summary", f"summary:{answer['id']}")
+
+    await until(queued, "the summary waits for a worker of its own")
+    await house.start_worker(PROTOSTAR_SERVE="summary, reindex")
+    assert (await house.result(f"summary:{answer['id']}"))["r"]["summary"] == SUMMARY
