@@ -24,7 +24,7 @@ from protostar_client.contract import (
 )
 
 from models.database import DatabaseError, connect, tortoise_config
-from rag.prompt_files import PromptsError, load_prompts
+from rag.prompt_files import Prompts, PromptsError, load_prompts
 from rag.providers import FatalProviderError, Provider
 from rag.providers.factory import make_provider
 from rag.tokens import TokenCounter
@@ -54,16 +54,20 @@ uvloop.install()
 
 logger = logging.getLogger("protostar.start")
 
+LEAST_ROOM_TOKENS: Final = 100  # for a question and the format of a chat
 _CLOSE: Final = "close"
 
 
 async def start(ctx: dict[Any, Any]) -> None:
     """Make what the jobs share; what was made before something failed is closed."""
+    _log_as_arq()
     async with AsyncExitStack() as stack:
         try:
             await stack.enter_async_context(connect(SETTINGS.database_url.get_secret_value()))
             prompts = load_prompts(SETTINGS.prompts_dir)
             _check_corpus(SETTINGS.corpus_dir)
+            tokens = TokenCounter(SETTINGS.chat_model)
+            _check_window(prompts, tokens)
             provider = _provider()
         except (DatabaseError, PromptsError, FatalProviderError) as error:
             raise StartupError(str(error)) from None
@@ -76,7 +80,7 @@ async def start(ctx: dict[Any, Any]) -> None:
             settings=SETTINGS,
             provider=provider,
             prompts=prompts,
-            tokens=TokenCounter(SETTINGS.chat_model),
+            tokens=tokens,
             events=events,
             outbox=outbox,
             raise_attempt=ctx["queue"].raise_attempt,
@@ -93,6 +97,24 @@ def _check_corpus(folder: Path) -> None:
         )
     if not any(folder.iterdir()):
         logger.warning("corpus_empty folder=%s put Markdown files into it", folder)
+
+
+def _check_window(prompts: Prompts, tokens: TokenCounter) -> None:
+    """A window that no question fits into would fail every job and blame the asker."""
+    for mode, persona in prompts.personas.items():
+        needed = tokens.count(persona) + SETTINGS.max_output_tokens + LEAST_ROOM_TOKENS
+        if needed > SETTINGS.context_window:
+            raise StartupError(
+                f"PROTOSTAR_CONTEXT_WINDOW is {SETTINGS.context_window}; the persona of mode {mode}, the answer's "
+                f"{SETTINGS.max_output_tokens} tokens and a short question take {needed}: raise it"
+            )
+
+
+def _log_as_arq() -> None:
+    """Say what happens where ARQ's command says it, unless a log configuration of the user's decides."""
+    ours, arqs = logging.getLogger("protostar"), logging.getLogger("arq")
+    if not ours.handlers:
+        ours.handlers, ours.level = arqs.handlers, arqs.level
 
 
 def _provider() -> Provider:

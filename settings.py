@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 from urllib.parse import urlsplit
@@ -34,7 +35,10 @@ class RedisSettings(_Environment):
     @field_validator("redis_url")
     @classmethod
     def _redis_scheme(cls, value: SecretStr) -> SecretStr:
-        return _with_scheme(value, {"redis", "rediss", "unix"})
+        url = urlsplit(_with_scheme(value, {"redis", "rediss", "unix"}).get_secret_value())
+        if url.scheme != "unix" and not re.fullmatch(r"(/\d*)?", url.path):
+            raise ValueError(f"names the database {url.path[1:]!r}; use a number, as in redis://localhost:6379/0")
+        return value
 
 
 class DatabaseSettings(_Environment):
@@ -82,20 +86,20 @@ class Settings(CorpusSettings, RedisSettings):
     chat_model: str = Field(min_length=1)
     fallback_models: Annotated[tuple[str, ...], NoDecode] = ()
     summary_model: str = ""
-    context_window: int = Field(8192, ge=256)
+    context_window: int = Field(8192, ge=256, le=100_000_000)
     max_output_tokens: int = Field(1024, ge=1)
 
     reindex_minutes: int = Field(10, ge=0, le=1440)
     prompts_dir: Path = SHIPPED_PROMPTS_DIR
 
     serve: Annotated[tuple[JobClass, ...], NoDecode] = ("chat", "summary", "reindex")
-    max_jobs: int = Field(100, ge=1)
-    job_timeout: float = Field(300, gt=0)
-    lease: float = Field(15, ge=1)
-    first_token_timeout: float = Field(60, gt=0)
-    stall_timeout: float = Field(30, gt=0)
-    event_ttl: int = Field(3600, ge=1)
-    shutdown_grace: int = Field(20, ge=0)
+    max_jobs: int = Field(100, ge=1, le=10_000)
+    job_timeout: float = Field(300, gt=0, le=86_400)
+    lease: float = Field(15, ge=1, le=3600)
+    first_token_timeout: float = Field(60, gt=0, le=86_400)
+    stall_timeout: float = Field(30, gt=0, le=86_400)
+    event_ttl: int = Field(3600, ge=1, le=31_536_000)
+    shutdown_grace: int = Field(20, ge=0, le=86_400)
 
     @field_validator("fallback_models", "serve", mode="before")
     @classmethod

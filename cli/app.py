@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import typer
@@ -28,6 +29,7 @@ app.command()(jobs.retry)
 
 def main() -> None:
     """Run the command line. Exits with 0 (done), 1 (failed, one line says why) or 2 (wrong use)."""
+    logging.getLogger("protostar").addHandler(logging.NullHandler())  # a command says what happens itself
     try:
         app(prog_name="protostar")
     except CommandError as error:

@@ -134,7 +134,7 @@ class _Printer:
     def _write(self, text: str) -> None:
         if text:
             # A terminal obeys control characters, so it gets none; a file gets the answer as it is.
-            write(clean_text(text) if sys.stdout.isatty() else text)
+            write(clean_text(text) if sys.stdout is not None and sys.stdout.isatty() else text)
             self._line_is_open = not text.endswith("\n")
 
     def _end_line(self) -> None:

@@ -80,7 +80,7 @@ async def _print_all(
             found = [{name: getattr(passage, name) for name in _FIELDS} for passage in passages]
             write_json({"id": question.id, "results": found})
         else:
-            _print(question, passages, with_question=len(questions) > 1)
+            _print(question, passages, with_question=len(questions) > 1, floor=floor)
 
 
 async def _answers(
@@ -94,11 +94,12 @@ async def _answers(
             yield question, await retrieve(question.text, top_k=top, floor=floor)
 
 
-def _print(question: _Question, passages: Sequence[Passage], *, with_question: bool) -> None:
+def _print(question: _Question, passages: Sequence[Passage], *, with_question: bool, floor: bool) -> None:
     if with_question:
         write(f"# {question.text}\n\n")
     for number, passage in enumerate(passages, start=1):
         place = " > ".join(filter(None, (passage.document, passage.heading)))
         write(f"{number}. {place} ({passage.score:.2f})\n{passage.text}\n\n")
     if not passages:
-        note("nothing found; --no-floor prints what comes nearest, protostar reindex indexes the corpus folder")
+        nearest = "--no-floor prints what comes nearest, " if floor else ""
+        note(f"nothing found; {nearest}protostar reindex indexes the corpus folder")

@@ -24,7 +24,7 @@ from rag.generations import Generation, finish_generation, open_generation
 from rag.merging import merge_segments
 from rag.segments import Draft, prepare, write
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("protostar.index")
 
 Progress = Callable[[int, int, int], None]
 """Called with documents done, documents in all, and chunks written so far."""
@@ -80,9 +80,9 @@ async def reindex(
         await run.index(full=full)
     run.counts["seconds"] = round(time.monotonic() - started, 3)
     result = ReindexResult.model_validate(run.counts)
-    logger.info("reindexed", extra=result.model_dump())
+    logger.info("reindexed %s", " ".join(f"{name}={count}" for name, count in result.model_dump().items()))
     for failure in run.failures:
-        logger.warning("document_failed", extra={"path": failure.path, "reason": failure.reason})
+        logger.warning("document_failed path=%r reason=%s", failure.path, failure.reason)
     return Reindexed(result, run.failures, found.unproved)
 
 
@@ -257,7 +257,7 @@ def _units(files: Sequence[SourceFile]) -> list[list[SourceFile]]:
         if file.size_bytes >= _STREAMED_BYTES:
             units.append([file])
             room = 0
-        elif room < file.size_bytes or len(units[-1]) >= _UNIT_FILES:
+        elif not units or room < file.size_bytes or len(units[-1]) >= _UNIT_FILES:
             units.append([file])
             room = limit - file.size_bytes
         else:

@@ -60,7 +60,7 @@ def load_prompts(folder: Path) -> Prompts:
         PromptsError: the folder or a file is missing, empty, unreadable, or has a name that no mode can have.
     """
     try:
-        paths = sorted(path for path in folder.iterdir() if path.suffix == ".md")
+        paths = sorted(path for path in folder.iterdir() if path.suffix == ".md" and path.is_file())
     except OSError as error:
         raise PromptsError(
             f"the prompts folder {folder} can't be read ({error.strerror}); set PROTOSTAR_PROMPTS_DIR"

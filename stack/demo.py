@@ -1,16 +1,21 @@
 """Protostar at work on this machine: Redis, PostgreSQL, a model server and a worker, started for you.
 
 Without a command: a tour. The servers listen on no network port but the model server's, on loopback;
-everything ends with this program. What it stores is in .protostar/.
+everything ends with this program. What it stores is in .protostar/; for root, where that can't be reached by
+another account, in a folder of the temporary directory.
 """
 
 from __future__ import annotations
+
+import signal
+
+# Until `main` can clean up there is nothing to clean up: Ctrl-C ends the imports without a word.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
 import contextlib
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,11 +125,12 @@ def _read_line() -> str:
 
 def _up(arguments: argparse.Namespace) -> None:
     notes = _console(stderr=True)
+    file = STATE / "environment"
+    file.unlink(missing_ok=True)  # of a demo that was killed: its servers are gone
     with running_parts(arguments.corpus) as parts:
         _index(parts, arguments.corpus, notes)
         exports = [f"export {name}={shlex.quote(value)}" for name, value in parts.environment.items()]
         exports.append(f'export PATH={shlex.quote(str(ROOT / ".venv/bin"))}:"$PATH"')
-        file = STATE / "environment"
         file.write_text("".join(f"{line}\n" for line in exports))
         try:
             print(*exports, sep="\n", flush=True)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from arq.jobs import Deserializer, SerializationError, deserialize_job_raw
 from arq.utils import ms_to_datetime, timestamp_ms
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("protostar.attempt")
 
+LATEST_MS: Final = 253_402_300_800_000  # the year 10000, where Python's calendar ends
 CANCEL_GRACE_S: Final = 10.0  # how long a cancelled function may take to let go
 
 CancelReason = Literal["abort", "lost", "hand_over", "timeout"]
@@ -80,7 +81,7 @@ class Attempt:
                 self.claim.payload, deserializer=job_deserializer
             )
             self.function, self.args, self.kwargs = str(function), tuple(args), dict(kwargs)
-            self.enqueue_ms = int(enqueue_ms)
+            self.enqueue_ms = _moment_ms(enqueue_ms)
             self.claim.id.decode()
         except (SerializationError, TypeError, ValueError):
             self.unreadable = JobError(
@@ -157,6 +158,12 @@ class Attempt:
             exc_info=error if unexpected else None,
         )
         return verdict
+
+
+def _moment_ms(value: object) -> int:
+    """When the producer says it enqueued the job; the present where what it says is no time."""
+    is_time = isinstance(value, int | float) and 0 <= value < LATEST_MS
+    return int(cast(float, value)) if is_time else timestamp_ms()
 
 
 async def run_attempt(worker: Worker, attempt: Attempt) -> Outcome:

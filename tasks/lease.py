@@ -15,7 +15,9 @@ from tasks.queue import script
 
 logger = logging.getLogger("protostar.lease")
 
-BEAT_S: Final = 1.0
+# A connection that was dropped must be back before a reaper, who waits a second, takes the worker for dead.
+BEAT_S: Final = 0.7
+BEAT_AGAIN_S: Final = 0.1
 CONNECTION_NAME_PREFIX: Final = "protostar-worker:"
 
 OnLost = Callable[[set[bytes]], None]
@@ -77,13 +79,17 @@ class Heartbeat:
         self._redis.close()
 
     def _run(self) -> None:
-        next_beat = time.monotonic() + BEAT_S
+        next_beat, failed = time.monotonic() + BEAT_S, False
         while not self._stop.wait(max(0.0, next_beat - time.monotonic())):
             next_beat = time.monotonic() + BEAT_S
             try:
                 self._beat()
+                failed = False
             except (RedisError, OSError) as error:
                 logger.warning("heartbeat_failed error=%s", error)
+                if not failed:
+                    next_beat = time.monotonic() + BEAT_AGAIN_S
+                failed = True
             except Exception:  # without its heart a worker loses every job
                 logger.exception("heartbeat_failed")
 

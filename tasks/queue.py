@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass
@@ -93,6 +94,7 @@ class Queue:
         lease_ttl_ms: Mapping[str, int],
     ) -> None:
         self._redis = redis
+        self._finishes = Batch(redis, "finish")
         self.owner = owner
         self._lease_ms = lease_ms
         self._options = {
@@ -105,7 +107,7 @@ class Queue:
         """Take up to `free[class]` ready jobs of each class."""
         options = json.dumps({**self._options, "free": dict(free)})
         claims, next_due, has_more = await run_script(self._redis, "claim", self.owner, SCAN_LIMIT, options)
-        return Claimed([_claim(raw) for raw in claims], int(float(next_due)), bool(has_more))
+        return Claimed([_claim(raw) for raw in claims], _whole_ms(next_due), bool(has_more))
 
     async def aborts(self) -> tuple[list[bytes], list[Claim]]:
         """Ids of running jobs somebody wants aborted, and claims of queued ones, to be ended at once."""
@@ -132,8 +134,7 @@ class Queue:
     async def _finish(
         self, claim: Claim, how: Literal["done", "retry", "hand_over"], *arguments: str | int | bytes
     ) -> bool:
-        reply = await run_script(self._redis, "finish", claim.id, self.owner, claim.attempt, how, *arguments)
-        return bool(reply)
+        return bool(await self._finishes.run(claim.id, self.owner, claim.attempt, how, *arguments))
 
     async def raise_attempt(self, claim: Claim, attempt: int) -> bool:
         """Number the running attempt anew, at least `attempt`; False if it no longer holds the job."""
@@ -162,7 +163,13 @@ class Queue:
 def _claim(raw: list[Any]) -> Claim:
     job_id, attempt, spared, rank, payload, aborted, history = raw
     attempts = tuple(json.loads(line) for line in history.splitlines())
-    return Claim(job_id, int(attempt), int(spared), int(float(rank)), payload, bool(aborted), attempts)
+    return Claim(job_id, int(attempt), int(spared), _whole_ms(rank), payload, bool(aborted), attempts)
+
+
+def _whole_ms(score: bytes) -> int:
+    """A score as milliseconds; -1 where it is no number a clock can show."""
+    value = float(score)
+    return int(value) if math.isfinite(value) else -1
 
 
 async def run_script(redis: Redis, name: str, *arguments: str | int | bytes) -> Any:
@@ -178,6 +185,53 @@ async def run_script(redis: Redis, name: str, *arguments: str | int | bytes) -> 
             return await cast(Awaitable[Any], redis.evalsha(_sha1(text), 0, *values))
         except NoScriptError:
             return await cast(Awaitable[Any], redis.eval(text, 0, *values))
+
+
+class Batch:
+    """Calls of one script: those that come while others are under way go to Redis together, as one message."""
+
+    def __init__(self, redis: Redis, name: str) -> None:
+        self._redis = redis
+        self._name = name
+        self._waiting: list[tuple[asyncio.Future[Any], tuple[str | int | bytes, ...]]] = []
+        self._sender: asyncio.Task[None] | None = None
+
+    async def run(self, *arguments: str | int | bytes) -> Any:
+        """As `run_script`; a call that is cancelled may still be made."""
+        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append((reply, arguments))
+        if self._sender is None:
+            self._sender = asyncio.create_task(self._send(), name=f"batch:{self._name}")
+        return await reply
+
+    async def _send(self) -> None:
+        while self._waiting:
+            calls, self._waiting = self._waiting, []
+            try:
+                replies = await self._replies([arguments for _, arguments in calls])
+            except Exception as error:
+                replies = [error] * len(calls)
+            for (waiting, _), reply in zip(calls, replies, strict=True):
+                if waiting.done():
+                    continue
+                if isinstance(reply, Exception):
+                    waiting.set_exception(reply)
+                else:
+                    waiting.set_result(reply)
+        self._sender = None
+
+    async def _replies(self, calls: list[tuple[str | int | bytes, ...]]) -> list[Any]:
+        sha1 = _sha1(script(self._name))
+        pipeline = self._redis.pipeline(transaction=False)
+        for arguments in calls:
+            values: Any = arguments
+            pipeline.evalsha(sha1, 0, *values)
+        async with asyncio.timeout(REDIS_TIMEOUT_S):
+            replies = await pipeline.execute(raise_on_error=False)
+        return [
+            await run_script(self._redis, self._name, *arguments) if isinstance(reply, NoScriptError) else reply
+            for arguments, reply in zip(calls, replies, strict=True)
+        ]
 
 
 @cache

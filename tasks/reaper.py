@@ -20,6 +20,7 @@ logger = logging.getLogger("protostar.reaper")
 
 TICK_S: Final = 0.4
 GONE_AFTER_S: Final = 1.0
+ELECTED_MS: Final = 1000
 TRUST_AFTER_S: Final = 3.0
 SWEEP_EVERY: Final = 20
 _CONNECTION_NAME: Final = re.compile(rf"\bname={re.escape(CONNECTION_NAME_PREFIX)}(\S+)".encode())
@@ -39,34 +40,56 @@ class Reaper:
         self._absent_since: dict[str, float] = {}
         self._trusted_from = self._now() + TRUST_AFTER_S
         self._sees_connections = True
+        self._elected = False
+        self._reaper_before = ""
         self._cursors = (b"0", b"0")
 
     async def run(self) -> None:
         """Watch until cancelled."""
         ticks = 0
         while True:
-            await asyncio.sleep(TICK_S * random.uniform(0.8, 1.2))
+            await asyncio.sleep(self._until_next_tick_s())
             ticks += 1
             try:
                 async with asyncio.timeout(REDIS_TIMEOUT_S):
-                    if await self._is_elected():
+                    if not self._is_trusted or await self._is_elected():
                         await self._tick(sweep=ticks % SWEEP_EVERY == 0)
             except (RedisError, OSError, TimeoutError) as error:
                 logger.warning("reaper_failed error=%s", error)
                 self._absent_since.clear()
+                self._reaper_before = ""
+                self._elected = False
                 self._trusted_from = self._now() + TRUST_AFTER_S
             except Exception:
                 logger.exception("reaper_failed")
 
+    def _until_next_tick_s(self) -> float:
+        tick_s = TICK_S * random.uniform(0.8, 1.2)
+        gone_in_s = (since + GONE_AFTER_S - self._now() for since in self._absent_since.values())
+        return min([tick_s, *(wait_s for wait_s in gone_in_s if wait_s > 0)])
+
+    @property
+    def _is_trusted(self) -> bool:
+        return self._now() >= self._trusted_from
+
     async def _is_elected(self) -> bool:
-        """One worker at a time watches; another takes its place a second after it stops."""
+        """One worker at a time watches; another takes its place a second after it stops.
+
+        Who is not trusted yet watches too, but leaves the election to those who may reap at once.
+        """
         owner = self._queue.owner
-        if await self._redis.set(keys.REAPER, owner, nx=True, px=1000):
+        if self._elected and await self._redis.get(keys.REAPER) == owner.encode():
+            await self._redis.pexpire(keys.REAPER, ELECTED_MS)
             return True
-        if await self._redis.get(keys.REAPER) != owner.encode():
-            return False
-        await self._redis.pexpire(keys.REAPER, 1000)
-        return True
+        self._elected = bool(await self._redis.set(keys.REAPER, owner, nx=True, px=ELECTED_MS))
+        if self._elected:
+            # The reaper before us has said nothing for a second: if its connection is gone too, then for as long.
+            self._absent_since[self._reaper_before] = self._now() - GONE_AFTER_S
+            self._reaper_before = ""
+        else:
+            self._absent_since.clear()
+            self._reaper_before = (await self._redis.get(keys.REAPER) or b"").decode()
+        return self._elected
 
     async def _tick(self, *, sweep: bool) -> None:
         members = await cast(Awaitable[set[bytes]], self._redis.smembers(keys.OWNERS))
@@ -80,7 +103,7 @@ class Reaper:
             else:
                 self._absent_since.pop(owner, None)
         self._absent_since = {owner: at for owner, at in self._absent_since.items() if owner in owners}
-        if now < self._trusted_from:
+        if not self._is_trusted or not self._elected:
             return
         for owner in owners:
             gone = now - self._absent_since.get(owner, now) >= GONE_AFTER_S

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from protostar_client.contract import ErrorCode, JobError, SummaryResult, Usage
+from tortoise.backends.base.client import BaseDBAsyncClient
 
 from models import Message, MessageRole
+from models.transaction import transact
 from rag.providers import Completion, CompletionRequest
 from rag.summary import build_summary_prompt, short_enough, to_summary
 from tasks.context import Context, Tools
@@ -38,7 +40,7 @@ async def summarize_message(ctx: Context, message_id: int) -> dict[str, Any]:
 
 
 async def _answer(message_id: object) -> Message:
-    if not isinstance(message_id, int):
+    if not isinstance(message_id, int) or not 0 < message_id < 2**63:
         raise JobError(ErrorCode.INVALID_REQUEST, "message_id: give the number of a message")
     message = await Message.get_or_none(id=message_id, role=MessageRole.ASSISTANT)
     if message is None:
@@ -61,8 +63,12 @@ async def _ask(tools: Tools, answer: str) -> Completion:
 
 async def _store(message: Message, summary: str) -> Message:
     """The first summary stays: a second run of the job changes nothing."""
-    await Message.filter(id=message.id, summary__isnull=True).update(summary=summary)
-    return await Message.get(id=message.id)
+
+    async def work(connection: BaseDBAsyncClient) -> Message:
+        await Message.filter(id=message.id, summary__isnull=True).using_db(connection).update(summary=summary)
+        return await Message.get(id=message.id, using_db=connection)
+
+    return await transact(work)
 
 
 def _result(message: Message, model: str, usage: Usage) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import arq.worker
 from arq.connections import ArqRedis, log_redis_info
 from arq.constants import default_queue_name
 from arq.utils import timestamp_ms
-from protostar_client.contract import JobError
+from protostar_client.contract import ErrorCode, JobError
 from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
@@ -117,10 +117,10 @@ class Worker(arq.worker.Worker):
         )
         self._settler = Settler(self, self._queue)
         self.ctx |= {"redis": self.pool, "queue": self._queue}
-        logger.info("worker_starting owner=%s functions=%s", self.owner, ",".join(self.functions))
-        await log_redis_info(self.pool, logger.info)
         if self.on_startup:
             await self.on_startup(self.ctx)
+        logger.info("worker_starting owner=%s functions=%s", self.owner, ",".join(self.functions))
+        await log_redis_info(self.pool, logger.info)
         heartbeat = Heartbeat(
             self._redis_url or "",
             owner=self.owner,
@@ -161,6 +161,10 @@ class Worker(arq.worker.Worker):
                 logger.warning("claim_failed error=%s", error)
                 self._reconcile_due = True
                 wait_s = 1.0
+            except Exception:  # one job's trouble must not end the worker and, after it, the next one
+                logger.exception("claim_broke")
+                self._reconcile_due = True
+                wait_s = 1.0
             if wait_s > 0:
                 await wait_for_event(self._wake, wait_s)
 
@@ -185,6 +189,7 @@ class Worker(arq.worker.Worker):
 
     def _start(self, claim: Claim, *, takes_slot: bool = True) -> None:
         attempt = Attempt(claim, job_deserializer=self.job_deserializer)
+        attempt.ctx = {**self.ctx, **attempt.context()}
         slot = self._slots.take(attempt.function) if takes_slot else self._slots.take_none()
         self._attempts[claim.id] = attempt
         task = self.loop.create_task(self._run_and_settle(attempt), name=f"job:{claim.job_id}")
@@ -192,9 +197,12 @@ class Worker(arq.worker.Worker):
         task.add_done_callback(lambda done: self._ended(attempt, slot, done))
 
     async def _run_and_settle(self, attempt: Attempt) -> None:
-        attempt.ctx = {**self.ctx, **attempt.context()}
         await self._hook(self.on_job_start, attempt.ctx)
-        outcome: Outcome = await run_attempt(self, attempt)
+        try:
+            outcome = await run_attempt(self, attempt)
+        except Exception:
+            logger.exception("attempt_broke job_id=%s", attempt.job_id)
+            outcome = JobError(ErrorCode.INTERNAL, "the job failed; the worker's log says why")
         if isinstance(outcome, JobError) or outcome is Ending.CANCELLED:
             outcome = await self._tell(attempt, outcome)
         await self._hook(self.on_job_end, attempt.ctx)
@@ -316,6 +324,7 @@ class Worker(arq.worker.Worker):
     async def _leave(self) -> None:
         """Sign off, so that nobody has to wait for the lease to take over what could not be handed over."""
         with contextlib.suppress(RedisError, OSError, TimeoutError):
+            await self._queue.reconcile(list(self._attempts))
             await self._queue.reap(self.owner, only_expired=False)
 
     async def close(self) -> None:

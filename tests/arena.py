@@ -104,6 +104,11 @@ class Arena(House):
         requests = await asyncio.to_thread(self.model.requests, 1000)
         return sum(r["body"]["model"] == "test-model" and job_id in str(r["body"]["messages"]) for r in requests)
 
+    async def tries(self, job_id: str) -> int:
+        """How many attempts of a running job count."""
+        record: dict[bytes, bytes] = await self.redis.hgetall(f"protostar:job:{job_id}")  # type: ignore[misc]
+        return int(record[b"attempt"]) - int(record[b"spared"])
+
     async def first_reason(self, job_id: str) -> str | None:
         """Why the first attempt that the reader hears of is not the first."""
         first: str | None = (await self.events(job_id))[0].get("reason")

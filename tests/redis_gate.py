@@ -85,6 +85,7 @@ class RedisGate:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._holds: list[Hold] = []
         self._connections: set[_Connection] = set()
+        self._cut_off: set[int] = set()
         self._lock = threading.Lock()
         path = Path(self._folder.name) / "redis.sock"
         self._listener.bind(str(path))
@@ -110,17 +111,24 @@ class RedisGate:
             self._holds.append(hold)
         return hold
 
+    def cut_off(self, pid: int) -> None:
+        """Keep a process from Redis, until `reset`."""
+        with self._lock:
+            self._cut_off.add(pid)
+        self.drop_connections(pid)
+
     def reset(self) -> None:
-        """Forget every hold and let go of what waits."""
+        """Forget every hold, let go of what waits and let everybody in."""
         with self._lock:
             holds, self._holds = self._holds, []
+            self._cut_off.clear()
         for hold in holds:
             hold.release()
 
-    def drop_connections(self) -> None:
-        """Break every connection off."""
+    def drop_connections(self, pid: int | None = None) -> None:
+        """Break every connection off, or those of one process."""
         with self._lock:
-            connections = list(self._connections)
+            connections = [each for each in self._connections if pid in (None, each.pid)]
         for connection in connections:
             connection.close()
 
@@ -150,6 +158,9 @@ class RedisGate:
             connection = _Connection(self, client, upstream)
             with self._lock:
                 self._connections.add(connection)
+                welcome = connection.pid not in self._cut_off
+            if not welcome:
+                connection.close()
             connection.start()
 
 
@@ -161,7 +172,7 @@ class _Connection:
         self._client = client
         self._upstream = upstream
         credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        self._pid: int = struct.unpack("3i", credentials)[0]
+        self.pid: int = struct.unpack("3i", credentials)[0]
         self._awaited: list[Hold] = []
 
     def start(self) -> None:
@@ -191,7 +202,7 @@ class _Connection:
             for command, raw in _commands(stream):
                 holds = self._gate.matching(command)
                 self._awaited = [hold for hold in holds if hold.where == "reply"]
-                if not all(hold.wait(self._pid) for hold in holds if hold.where == "request"):
+                if not all(hold.wait(self.pid) for hold in holds if hold.where == "request"):
                     return
                 self._upstream.sendall(raw)
 
@@ -199,7 +210,7 @@ class _Connection:
         while data := self._upstream.recv(1 << 20):
             heard = not data.startswith(b"-NOSCRIPT")  # else the worker sends the script's text next
             holds = [hold for hold in self._awaited if heard and hold.reply_has in data]
-            if not all(hold.wait(self._pid) for hold in holds):
+            if not all(hold.wait(self.pid) for hold in holds):
                 return
             self._client.sendall(data)
 

@@ -1,130 +1,37 @@
-"""The client against a real Redis. The worker's side is played by its protocol: events, then ARQ's result."""
+"""The client asks, waits for results, cancels and reads history; against a real Redis and a played worker."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 import redis as blocking_redis
-from arq.jobs import Job, JobStatus, serialize_result
+from arq.connections import ArqRedis
+from arq.jobs import Job, JobStatus
 from protostar_client import (
     Cancelled,
     ChatClient,
-    ConnectionLost,
     ErrorCode,
-    EventsExpired,
     InvalidRequest,
     JobError,
     JobHandle,
     JobVanished,
     QueueFull,
+    SessionBusy,
     keys,
     sync,
 )
 from protostar_client.contract import ChatRequest, dump_json, load_json
 from redis.asyncio import Redis
 
-import stack.redis
+from tests.played_worker import ANSWER, USER, PlayedWorker, ask, ids
 
-USER = UUID("6f1c2f6e-5a0f-4b7e-9d1c-0d4f9a1b2c3d")
-ANSWER = {
-    "message_id": 7,
-    "session_id": "s",
-    "content": "안녕하세요",
-    "finish_reason": "stop",
-    "model": "m",
-    "usage": {"input_tokens": 3, "output_tokens": 2, "cost": None, "estimated": False},
-    "sources": [],
-    "attempt": 1,
-}
-
-
-class PlayedWorker:
-    """Writes what a worker writes."""
-
-    def __init__(self, redis: Redis) -> None:
-        self.redis = redis
-
-    async def say(self, job_id: str, event_id: str, kind: str, **fields: Any) -> None:
-        attempt, seq = map(int, event_id.split("-"))
-        data = {"v": 1, "type": kind, "job_id": job_id, "attempt": attempt, "seq": seq, **fields}
-        await self.redis.xadd(keys.events(job_id), {"data": json.dumps(data)}, id=event_id)
-
-    async def finish(self, job_id: str, result: Any, *, success: bool = True) -> None:
-        job = load_json(await self.redis.get(keys.job(job_id)))
-        stored = serialize_result(
-            job["f"],
-            (),
-            job["k"],
-            1,
-            job["et"],
-            success,
-            result,
-            1,
-            2,
-            "ref",
-            keys.QUEUE,
-            job_id,
-            serializer=dump_json,
-        )
-        async with self.redis.pipeline(transaction=True) as pipe:
-            pipe.set(keys.result(job_id), stored or b"")
-            pipe.delete(keys.job(job_id))
-            pipe.zrem(keys.QUEUE, job_id)
-            await pipe.execute()
-
-
-@pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    async with Redis.from_url(redis_url) as connection:
-        yield connection
-
-
-@pytest.fixture
-def worker(redis: Redis) -> PlayedWorker:
-    return PlayedWorker(redis)
-
-
-@pytest.fixture
-async def heard(redis: Redis) -> AsyncIterator[Callable[[], Awaitable[str]]]:
-    """Waits for what the next idle worker hears."""
-
-    async def next_message() -> str:
-        while True:
-            message = await channel.get_message(ignore_subscribe_messages=True, timeout=5)
-            if message is not None:
-                return str(message["data"].decode())
-
-    async with redis.pubsub() as channel:
-        await channel.subscribe(keys.WAKE)
-        await channel.get_message(timeout=5)
-        yield lambda: asyncio.wait_for(next_message(), 5)
-
-
-@pytest.fixture
-async def client(redis_url: str) -> AsyncIterator[ChatClient]:
-    async with ChatClient.connect(redis_url) as connected:
-        yield connected
-
-
-@pytest.fixture
-async def handle(client: ChatClient) -> JobHandle:
-    return await ask(client)
-
-
-async def ask(client: ChatClient, content: str = "질문", **arguments: Any) -> JobHandle:
-    defaults: dict[str, Any] = {"user_uuid": USER, "session_id": "s", "content": content}
-    return await client.enqueue(**(defaults | arguments))
-
-
-async def ids(handle: JobHandle, last_id: str | None = None) -> list[str]:
-    return [event.id async for event in handle.events(last_id)]
+pytest_plugins = ["tests.client_fixtures"]
 
 
 # Enqueueing
@@ -233,88 +140,76 @@ def test_a_request_cleans_what_no_database_takes() -> None:
     assert (request.content, request.context) == ("ab\t\r\n😀\ufffd", "\ufffd")
 
 
-async def test_on_busy_knows_enqueue_only(client: ChatClient) -> None:
-    with pytest.raises(ValueError, match="on_busy"):
-        await ask(client, on_busy="interrupt")
+# A session that is busy
 
 
-# Reading
+async def test_reject_raises_while_a_turn_of_the_session_waits_and_enqueues_nothing(
+    client: ChatClient, redis: Redis, worker: PlayedWorker
+) -> None:
+    first = await ask(client)
+    with pytest.raises(SessionBusy) as caught:
+        await ask(client, on_busy="reject")
+    assert (caught.value.session_id, caught.value.job_id) == ("s", first.job_id)
+    assert await redis.zcard(keys.QUEUE) == 1
+    await ask(client, on_busy="reject", session_id="another")
+    await ask(client, on_busy="reject", user_uuid=uuid4())
+    assert not (await ask(client, on_busy="reject", job_id=first.job_id)).created
+    await worker.finish(first.job_id, ANSWER)
+    assert (await ask(client, on_busy="reject")).created
 
 
-async def test_events_are_read_live_and_late_alike(handle: JobHandle, worker: PlayedWorker) -> None:
-    live = asyncio.create_task(ids(handle))
-    await worker.say(handle.job_id, "1-1", "start", session_id="s", model="m")
-    for seq in (2, 3):
-        await worker.say(handle.job_id, f"1-{seq}", "delta", text="글")
-    await worker.say(handle.job_id, "1-4", "done", message_id=7, finish_reason="stop")
-    every = ["1-1", "1-2", "1-3", "1-4"]
-    assert await asyncio.wait_for(live, 5) == every
-    assert await ids(handle) == every
-    assert await ids(handle, last_id="1-2") == every[2:]
-    assert await ids(handle, last_id="1-4") == []
+@pytest.mark.parametrize("more", [{}, {"_defer_by": 60}], ids=["due", "deferred"])
+async def test_reject_and_interrupt_see_the_turns_of_other_producers(
+    client: ChatClient, redis_url: str, redis: Redis, more: dict[str, Any]
+) -> None:
+    async with ArqRedis.from_url(redis_url) as other:
+        other.job_serializer = dump_json
+        turn = {"user_uuid": USER.hex.upper(), "session_id": "s", "content": "질문"}
+        job = await other.enqueue_job("generate_chat", **turn, **more)
+        await other.enqueue_job("read_history", user_uuid=str(USER), session_id="s")
+    assert job is not None
+    with pytest.raises(SessionBusy, match=job.job_id):
+        await ask(client, on_busy="reject")
+    await ask(client, on_busy="interrupt")
+    asked = await redis.zrange(keys.ABORT, 0, -1, withscores=True)
+    assert [name for name, _ in asked] == [job.job_id.encode()]
+    queued_for = await redis.zscore(keys.QUEUE, job.job_id)
+    assert queued_for is not None
+    assert asked[0][1] >= int(queued_for)  # or the worker takes the request for an older job's
 
 
-async def test_text_is_the_last_attempts_deltas(handle: JobHandle, worker: PlayedWorker) -> None:
-    await worker.say(handle.job_id, "1-1", "start", session_id="s", model="m")
-    await worker.say(handle.job_id, "1-2", "delta", text="void")
-    await worker.say(handle.job_id, "3-1", "restart", reason="lease_expired")
-    await worker.say(handle.job_id, "3-2", "delta", text="안녕")
-    await worker.say(handle.job_id, "3-3", "delta", text="하세요")
-    await worker.say(handle.job_id, "3-4", "done", message_id=7, finish_reason="stop")
-    assert await handle.text() == "안녕하세요"
+async def test_interrupt_asks_every_turn_of_the_session_to_end_once(
+    client: ChatClient, redis: Redis, heard: Callable[[], Awaitable[str]]
+) -> None:
+    running, waiting, unseen, finished = [(await ask(client)).job_id for _ in range(4)]
+    await ask(client, session_id="another")
+    # As the worker keeps them: the running turn, one that waits for it, and what is left of one that is gone.
+    session = keys.session(USER, "s")
+    await redis.hset(keys.HOLDERS, session, running)  # type: ignore[misc]
+    await redis.zadd(keys.turns(session), {waiting: 2, finished: 3})
+    await redis.zadd(keys.QUEUE, {running: -1, waiting: -2})
+    await redis.zrem(keys.QUEUE, finished)
+    for _ in range(5):
+        await heard()
+    asking = [ask(client, on_busy="interrupt", job_id="new") for _ in range(2)]
+    assert sorted(handle.created for handle in await asyncio.gather(*asking)) == [False, True]
+    told = [await heard() for _ in range(4)]
+    assert sorted(told[:3]) == sorted(keys.WAKE_ABORT_PREFIX + job_id for job_id in (running, waiting, unseen))
+    assert told[3] == "new"
+    assert await redis.zcard(keys.ABORT) == 3
 
 
-async def test_text_raises_what_ended_the_answer(client: ChatClient, worker: PlayedWorker) -> None:
-    failed, cancelled = await ask(client), await ask(client)
-    await worker.say(failed.job_id, "1-1", "error", code="stalled", message="no token for 30 s")
-    await worker.say(cancelled.job_id, "1-1", "cancelled", message_id=9)
-    with pytest.raises(JobError, match="stalled: no token"):
-        await failed.text()
-    with pytest.raises(Cancelled) as caught:
-        await cancelled.text()
-    assert caught.value.message_id == 9
+async def test_a_full_queue_interrupts_nothing(redis_url: str, redis: Redis) -> None:
+    async with ChatClient.connect(redis_url, max_queue=1) as client:
+        await ask(client)
+        with pytest.raises(QueueFull):
+            await ask(client, on_busy="interrupt")
+    assert await redis.exists(keys.ABORT) == 0
 
 
-async def test_an_error_without_an_event_is_raised(handle: JobHandle, worker: PlayedWorker) -> None:
-    reading = asyncio.create_task(ids(handle))
-    await worker.say(handle.job_id, "1-1", "start", session_id="s", model="m")
-    await worker.finish(handle.job_id, JobError(ErrorCode.TOO_MANY_ATTEMPTS, "5 attempts"), success=False)
-    with pytest.raises(JobError, match="too_many_attempts: 5 attempts"):
-        await asyncio.wait_for(reading, 10)
-
-
-async def test_a_job_that_vanishes_ends_its_readers(handle: JobHandle, redis: Redis) -> None:
-    reading = asyncio.create_task(ids(handle))
-    waiting = asyncio.create_task(handle.result())
-    await redis.flushall()
-    with pytest.raises(JobVanished):
-        await asyncio.wait_for(waiting, 10)
-    with pytest.raises(JobVanished):
-        await asyncio.wait_for(reading, 10)
-
-
-async def test_an_expired_log_is_told_and_text_still_has_the_answer(handle: JobHandle, worker: PlayedWorker) -> None:
-    await worker.finish(handle.job_id, ANSWER)
-    with pytest.raises(EventsExpired):
-        await ids(handle)
-    assert await handle.text() == "안녕하세요"
-
-
-async def test_a_reader_can_be_cancelled_at_any_moment(handle: JobHandle) -> None:
-    for moment in range(60):
-        reading = asyncio.create_task(handle.text())
-        for _ in range(moment):
-            await asyncio.sleep(0)
-        reading.cancel()
-        done, _ = await asyncio.wait({reading}, timeout=2)
-        reading.cancel()  # or a lost cancellation would keep the test's loop from closing
-        assert done, f"the cancellation at step {moment} was lost"
-        assert reading.cancelled()
-
-
-async def test_a_last_id_that_is_none_is_refused(handle: JobHandle) -> None:
-    with pytest.raises(InvalidRequest, match="last_id"):
-        await ids(handle, last_id="$")
+async def test_on_busy_is_one_of_three(client: ChatClient) -> None:
+    with pytest.raises(InvalidRequest, match=r"on_busy: .*enqueue, reject, interrupt"):
+        await ask(client, on_busy="wait")
 
 
 # Results and cancelling
@@ -412,80 +307,6 @@ async def test_history_is_read_by_a_job(
     assert await redis.keys("*") == []
 
 
-# Redis away
-
-
-@asynccontextmanager
-async def losing_replies(redis_url: str, *, to: bytes, times: int) -> AsyncIterator[str]:
-    """A server in front of Redis that carries out every command, but loses the first replies to one."""
-    socket_path = redis_url.removeprefix("unix://")
-    left = times
-
-    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal left
-        upstream_reader, upstream_writer = await asyncio.open_unix_connection(socket_path)
-        try:
-            while command := await reader.read(65_536):
-                upstream_writer.write(command)
-                reply = await upstream_reader.read(65_536)
-                if to in command.upper() and not reply.startswith(b"-") and left > 0:
-                    left -= 1
-                    return
-                writer.write(reply)
-        finally:
-            upstream_writer.close()
-            writer.close()
-
-    server = await asyncio.start_server(relay, "127.0.0.1", 0)
-    async with server:
-        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    assert left == 0 or times > 1
-
-
-async def test_a_lost_reply_is_no_duplicate(redis_url: str, redis: Redis) -> None:
-    async with (
-        losing_replies(redis_url, to=b"EVALSHA", times=1) as lossy_url,
-        ChatClient.connect(lossy_url) as client,
-    ):
-        handle = await ask(client, job_id="turn")
-    assert handle.created
-    assert await redis.zrange(keys.QUEUE, 0, -1) == [b"turn"]
-
-
-async def test_a_connection_that_stays_lost_names_the_id_to_enqueue_again(
-    redis_url: str, redis: Redis, client: ChatClient
-) -> None:
-    async with (
-        losing_replies(redis_url, to=b"EVALSHA", times=1_000) as lossy_url,
-        ChatClient.connect(lossy_url, patience_s=0.2) as lossy,
-    ):
-        with pytest.raises(ConnectionLost) as caught:
-            await ask(lossy)
-    assert caught.value.job_id is not None
-    await ask(client, job_id=caught.value.job_id)
-    assert await redis.zrange(keys.QUEUE, 0, -1) == [caught.value.job_id.encode()]
-
-
-async def test_a_reader_outlives_a_restart_of_redis(
-    handle: JobHandle, worker: PlayedWorker, redis_server: stack.redis.Redis
-) -> None:
-    await worker.say(handle.job_id, "1-1", "start", session_id="s", model="m")
-    events = handle.events()
-    assert (await anext(events)).id == "1-1"
-    following = asyncio.ensure_future(anext(events))
-    await asyncio.to_thread(redis_server.stop)
-    await asyncio.to_thread(redis_server.start)
-    await worker.say(handle.job_id, "1-2", "delta", text="글")
-    assert (await asyncio.wait_for(following, 10)).id == "1-2"
-    await events.aclose()
-
-
-async def test_connect_to_nothing_fails_at_once_with_one_line() -> None:
-    with pytest.raises(ConnectionLost, match=r"^Redis can't be reached: [^\n]+$"):
-        async with ChatClient.connect("redis://127.0.0.1:1/0"):
-            pass
-
-
 # Without async
 
 
@@ -509,3 +330,7 @@ def test_sync_asks_reads_and_cancels(redis_url: str) -> None:
             client.handle("turn", user_uuid=uuid4()).text()
         with pytest.raises(InvalidRequest, match="content"):
             client.enqueue(user_uuid=USER, session_id="s", content="")
+        with pytest.raises(SessionBusy, match="turn"):
+            client.enqueue(user_uuid=USER, session_id="s", content="질문", on_busy="reject")
+        client.enqueue(user_uuid=USER, session_id="s", content="질문", on_busy="interrupt")
+        assert redis.zrange(keys.ABORT, 0, -1) == [b"turn"]

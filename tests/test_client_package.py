@@ -84,9 +84,10 @@ def run(python: Path, program: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_the_wheel_holds_the_scripts_the_types_marker_and_the_licence(wheel: Path) -> None:
+def test_the_wheel_holds_the_scripts_the_schemas_the_types_marker_and_the_licence(wheel: Path) -> None:
     names = {name.partition("/")[2] for name in zipfile.ZipFile(wheel).namelist()}
     assert {"lua/enqueue.lua", "lua/cancel.lua", "py.typed", "sync.py", "licenses/LICENSE"} <= names
+    assert {"schemas/event.json", "schemas/generate_chat.request.json", "schemas/generate_chat.result.json"} <= names
 
 
 def test_it_imports_alone_and_pulls_in_nothing_of_the_worker(python: Path) -> None:

@@ -32,8 +32,9 @@ async def ending(house: House, job_id: str) -> dict[str, Any]:
         ({"session_id": ""}, "invalid_request", "session_id"),
         ({"session_id": "x" * 129}, "invalid_request", "session_id"),
         ({"session_id": "a\x00b"}, "invalid_request", "session_id"),
-        ({"content": ""}, "invalid_request", "content"),
-        ({"content": "가" * 32_001}, "invalid_request", "content"),
+        ({"content": ""}, "invalid_request", "content: is empty"),
+        ({"content": " \n"}, "invalid_request", "content: is blank"),
+        ({"content": "가" * 32_001}, "invalid_request", "content: is too long; give at most 32,000"),
         ({"content": 7}, "invalid_request", "content"),
         ({"context": "가" * 400_001}, "invalid_request", "context"),
         ({"mode": "page_context"}, "invalid_request", "context"),
@@ -301,3 +302,25 @@ async def test_half_a_surrogate_pair_is_told_like_any_other_mistake(shared_house
     await shared_house.redis.zadd("arq:queue", {job_id: 1})
     assert (await ending(shared_house, job_id))["code"] == "invalid_request"
     assert (await shared_house.result(job_id))["r"]["error"]["code"] == "invalid_request"
+
+
+@pytest.mark.parametrize("et", ["1e400", "-1", "1795357173204000000", str(2**70), "null", '"now"', "NaN"])
+async def test_a_time_that_is_none_is_not_minded(shared_house: House, et: str) -> None:
+    house, job_id = shared_house, uuid4().hex
+    house.model.script({"pieces": ["네."]})
+    arguments = json.dumps({"user_uuid": str(uuid4()), "session_id": "s", "content": "질문"})
+    payload = f'{{"t":null,"f":"generate_chat","a":[],"k":{arguments},"et":{et}}}'
+    await house.redis.set(f"arq:job:{job_id}", payload)
+    await house.redis.zadd("arq:queue", {job_id: 1})
+    assert text_of(await house.events(job_id)) == "네."
+
+
+@pytest.mark.parametrize("score", [0, -5, "-inf", "+inf"])
+async def test_a_score_that_is_no_time_is_now(shared_house: House, score: Any) -> None:
+    house, job_id = shared_house, uuid4().hex
+    house.model.script({"pieces": ["네."]})
+    arguments = json.dumps({"user_uuid": str(uuid4()), "session_id": "s", "content": "질문"})
+    payload = f'{{"t":null,"f":"generate_chat","a":[],"k":{arguments},"et":1}}'
+    await house.redis.set(f"arq:job:{job_id}", payload)
+    await house.redis.zadd("arq:queue", {job_id: score})
+    assert text_of(await house.events(job_id)) == "네."

@@ -253,3 +253,9 @@ async def test_a_large_file_is_one_document(corpus: Path) -> None:
     done = await reindex(corpus, settings=ChunkSettings(400, 60, "gpt-4o"))
     assert done.result.added == 3
     assert await Chunk.filter(document__path="large.md").count() > 1000
+
+
+@pytest.mark.parametrize("name", ["0.md", "z.md"])
+async def test_an_empty_file_is_a_document_without_chunks(corpus: Path, name: str) -> None:
+    write(corpus, name, "")
+    assert counts(await reindex(corpus, settings=SETTINGS)) == (3, 0, 0, 0, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -12,7 +13,7 @@ import pytest
 
 from stack.places import Account
 from stack.processes import Process, Server
-from tests.arena import GRACE_S, Arena, Ground, prepared_ground
+from tests.arena import GRACE_S, LEASE_S, Arena, Ground, prepared_ground
 from tests.house import until
 from tests.model_control import ModelControl
 from tests.moments import IN_TRANSACTION, STORED, STREAMING, TOLD, UNASKED, Moment, Stopped, again, stop_at
@@ -86,9 +87,24 @@ async def test_a_frozen_worker_that_wakes_after_takeover_writes_nothing(arena: A
     assert await arena.chat_requests(stopped.job_id) == expected_requests(moment)
 
 
+@pytest.mark.parametrize("moment", sorted(STREAMING))
+async def test_a_worker_cut_off_from_redis_writes_nothing_after_takeover(arena: Arena, moment: Moment) -> None:
+    """It still reaches the model and PostgreSQL, so only the fence of the rows is in its way."""
+    stopped = await stop_at(arena, arena.gate, moment)
+    arena.gate.cut_off(stopped.pid)
+    await arena.check_answered(stopped.job_id, attempt=2, requests=2)
+    before = await arena.record(stopped.job_id)
+    stopped.let_go()
+    await until_awake(arena.worker(stopped.pid), stopped)
+    arena.gate.reset()
+    assert await arena.record(stopped.job_id) == before
+    await arena.check_nothing_left()
+
+
 async def until_awake(zombie: Process, stopped: Stopped) -> None:
-    """Wait until a woken worker has let go of its job, or has heard that it was never given it."""
-    signs = [f"attempt_ended job_id={stopped.job_id}", "claim_failed", "outbox_failed"]
+    """Wait until a woken worker has let go of its job, or has found out that its last command is void."""
+    void = {Moment.CLAIM_UNHEARD: ["claim_failed"], Moment.IN_RELAY: ["outbox_failed"]}
+    signs = [f"attempt_ended job_id={stopped.job_id}", *void.get(stopped.moment, [])]
 
     async def awake() -> bool:
         text = zombie.log.read_text()
@@ -97,8 +113,8 @@ async def until_awake(zombie: Process, stopped: Stopped) -> None:
     await until(awake, "the zombie lets go", zombie.last_lines)
 
 
-HANDED_OVER: Final = STREAMING | set(IN_TRANSACTION)
-"""Moments that outlast the grace time; the others pass as soon as Redis answers."""
+HANDED_OVER: Final = STREAMING | set(IN_TRANSACTION) | {Moment.CLAIM_UNHEARD}
+"""Moments that outlast the grace time, and a claim whose reply is lost; the others pass as soon as Redis answers."""
 
 
 @pytest.mark.parametrize("moment", Moment)
@@ -106,7 +122,9 @@ async def test_a_worker_told_to_stop_spends_no_attempt(arena: Arena, moment: Mom
     stopped = await stop_at(arena, arena.gate, moment, hold_again=True)
     worker, told_at = arena.worker(stopped.pid), time.monotonic()
     worker.send(signal.SIGTERM)
-    if moment not in HANDED_OVER:
+    if moment is Moment.CLAIM_UNHEARD:
+        stopped.let_go(drop=True)
+    elif moment not in HANDED_OVER:
         stopped.let_go()
         arena.model.release(again(stopped.job_id))
     assert await exit_code(worker) == 0
@@ -114,8 +132,7 @@ async def test_a_worker_told_to_stop_spends_no_attempt(arena: Arena, moment: Mom
     if moment in HANDED_OVER:
         stopped.let_go()
         await arena.model.until_waiting(again(stopped.job_id))
-        attempt, spared = await arena.redis.hmget(f"protostar:job:{stopped.job_id}", "attempt", "spared")
-        assert (int(attempt), int(spared)) == (2, 1)
+        assert await arena.tries(stopped.job_id) == 1
         arena.model.release(again(stopped.job_id))
     refill = asyncio.create_task(arena.refill())
     handed_over = moment in HANDED_OVER
@@ -190,19 +207,22 @@ MOST_MOMENTS: Final = (
 )
 
 
-@pytest.mark.parametrize("last", [Moment.BEFORE_DONE, Moment.DONE_UNHEARD, Moment.CLAIM_UNHEARD])
 @pytest.mark.parametrize(
-    "fault",
+    ("fault", "last"),
     [
-        redis_restart,
-        redis_kill,
-        redis_freeze,
-        redis_connections_lost,
-        postgres_restart,
-        postgres_kill,
-        postgres_freeze,
+        (redis_restart, Moment.BEFORE_DONE),
+        (redis_restart, Moment.CLAIM_UNHEARD),
+        (redis_kill, Moment.DONE_UNHEARD),
+        (redis_kill, Moment.CLAIM_UNHEARD),
+        (redis_freeze, Moment.DONE_UNHEARD),
+        (redis_connections_lost, Moment.BEFORE_DONE),
+        (redis_connections_lost, Moment.DONE_UNHEARD),
+        (redis_connections_lost, Moment.CLAIM_UNHEARD),
+        (postgres_restart, Moment.BEFORE_DONE),
+        (postgres_kill, Moment.DONE_UNHEARD),
+        (postgres_freeze, Moment.BEFORE_DONE),
     ],
-    ids=lambda fault: fault.__name__,
+    ids=lambda value: value.__name__ if callable(value) else value,
 )
 async def test_a_server_that_goes_costs_no_attempt_at_any_moment(
     arena: Arena, fault: Callable[[Arena], Awaitable[None]], last: Moment
@@ -218,3 +238,26 @@ async def test_a_server_that_goes_costs_no_attempt_at_any_moment(
     await arena.check_nothing_left()
     assert await arena.summary_requests() == len(jobs)
     assert all(worker.running for worker in arena.workers[-2:])
+
+
+async def test_a_heartbeat_that_loses_its_connection_costs_no_attempt(arena: Arena) -> None:
+    stopped = await stop_at(arena, arena.gate, Moment.MID_STREAM)
+    for _ in range(6):
+        for client in await arena.redis.client_list():
+            if f"-{stopped.pid}-" in client["name"]:
+                await arena.redis.client_kill_filter(_id=client["id"])
+        await asyncio.sleep(random.uniform(1.0, 2.0))
+    stopped.let_go()
+    await arena.check_answered(stopped.job_id, attempt=1, requests=1)
+
+
+async def test_a_redis_that_is_away_for_longer_than_the_lease_costs_no_attempt(arena: Arena) -> None:
+    """Too short an absence for any call to fail: all leases are over when Redis is back."""
+    stopped = await stop_at(arena, arena.gate, Moment.MID_STREAM)
+    for _ in range(3):
+        arena.servers.redis.freeze()
+        await asyncio.sleep(LEASE_S + 1)
+        arena.servers.redis.thaw()
+        await asyncio.sleep(0.5)
+    stopped.let_go()
+    await arena.check_answered(stopped.job_id, attempt=1, requests=1)

@@ -17,8 +17,9 @@ from tests.house import ROOT, House, until
 async def refusal(house: House, **environment: str) -> str:
     worker = house.launch(**environment)
     wait_until(lambda: not worker.running, timeout_s=30, what="the worker gives up")
-    lines = [line for line in worker.log.read_text().splitlines() if not line.startswith("20")]
-    assert len(lines) == 1, worker.log.read_text()
+    lines = worker.log.read_text().splitlines()
+    assert len(lines) == 1, lines
+    assert worker.exit_code == 1
     return lines[0]
 
 
@@ -32,7 +33,10 @@ async def refusal(house: House, **environment: str) -> str:
         ({"PROTOSTAR_MAX_JOBS": "many"}, "PROTOSTAR_MAX_JOBS"),
         ({"PROTOSTAR_CHUNK_OVERLAP": "300"}, "PROTOSTAR_CHUNK_OVERLAP"),
         ({"PROTOSTAR_MAX_OUTPUT_TOKENS": "9000"}, "PROTOSTAR_CONTEXT_WINDOW"),
+        ({"PROTOSTAR_LEASE": "inf"}, "PROTOSTAR_LEASE"),
+        ({"PROTOSTAR_CONTEXT_WINDOW": "300", "PROTOSTAR_MAX_OUTPUT_TOKENS": "30"}, "PROTOSTAR_CONTEXT_WINDOW"),
         ({"REDIS_URL": "http://localhost"}, "REDIS_URL"),
+        ({"REDIS_URL": "redis://localhost/abc"}, "REDIS_URL"),
         ({"DATABASE_URL": "mysql://localhost/x"}, "DATABASE_URL"),
         ({"REDIS_URL": "redis://127.0.0.1:1/0"}, "REDIS_URL"),
         ({"DATABASE_URL": "postgres://127.0.0.1:1/x"}, "DATABASE_URL"),

@@ -1,6 +1,6 @@
 """Put questions to Protostar's workers and read their answers, from any Python service."""
 
-from protostar_client.client import ChatClient
+from protostar_client.client import ChatClient, OnBusy
 from protostar_client.contract import (
     ChatResult,
     ErrorCode,
@@ -19,7 +19,9 @@ from protostar_client.errors import (
     EventsExpired,
     JobVanished,
     QueueFull,
+    ReaderTooSlow,
     RedisRefused,
+    SessionBusy,
 )
 from protostar_client.handle import JobHandle
 
@@ -27,6 +29,7 @@ __all__ = [
     # asking
     "ChatClient",
     "JobHandle",
+    "OnBusy",
     # what comes back
     "ChatResult",
     "Event",
@@ -40,9 +43,11 @@ __all__ = [
     "ErrorCode",
     "InvalidRequest",
     "QueueFull",
+    "SessionBusy",
     "Cancelled",
     "JobVanished",
     "EventsExpired",
+    "ReaderTooSlow",
     "ConnectionLost",
     "RedisRefused",
 ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self, get_args
 from uuid import UUID, uuid4
 
 from protostar_client import keys
@@ -20,13 +20,14 @@ from protostar_client.contract import (
     check_job_id,
     dump_json,
 )
-from protostar_client.errors import ConnectionLost, QueueFull
+from protostar_client.errors import ConnectionLost, QueueFull, SessionBusy
 from protostar_client.handle import JobHandle
 from protostar_client.reader import EventReader
 
 MAX_QUEUE: Final = 10_000
 PATIENCE_S: Final = 15.0
 HISTORY_TIMEOUT_S: Final = 30.0
+OnBusy = Literal["enqueue", "reject", "interrupt"]
 _JOB_LIFE_MS: Final = 86_400_000  # ARQ's own: a job that no worker took for a day is dropped
 
 
@@ -53,10 +54,12 @@ class ChatClient:
             ValueError: `redis_url` is not a Redis URL.
         """
         connection = Connection(redis_url, patience_s=patience_s)
+        client = cls(connection, max_queue=max_queue)
         try:
             await connection.open()
-            yield cls(connection, max_queue=max_queue)
+            yield client
         finally:
+            await client._reader.close()
             await connection.close()
 
     async def enqueue(
@@ -68,21 +71,23 @@ class ChatClient:
         mode: str = "general",
         context: str = "",
         job_id: str | None = None,
-        on_busy: str = "enqueue",
+        on_busy: OnBusy = "enqueue",
     ) -> JobHandle:
         """Put a question into the queue, in one round trip.
 
-        `job_id` is the idempotency key: the same id again is the same turn, and its handle is returned. While
-        another turn of the session runs, this one waits for it (`on_busy="enqueue"`).
+        `job_id` is the idempotency key: the same id again is the same turn, and its handle is returned, whatever
+        `on_busy` is. Where the session has unfinished turns, queued or running, `on_busy` decides: `"enqueue"` waits
+        for them, `"reject"` raises, `"interrupt"` asks in the same step that they be cancelled.
 
         Raises:
             InvalidRequest: an argument that no worker would take, or a `job_id` of another user's.
+            SessionBusy: the session has an unfinished turn, and `on_busy` is `"reject"`; nothing was enqueued.
             QueueFull: too many jobs wait; nothing was enqueued.
             ConnectionLost: Redis stayed away; its `job_id` makes it safe to enqueue again.
             RedisRefused: Redis takes no writes.
         """
-        if on_busy != "enqueue":
-            raise ValueError(f"on_busy is {on_busy!r}; this version knows 'enqueue' only")
+        if on_busy not in get_args(OnBusy):
+            raise InvalidRequest("on_busy", f"is {on_busy!r}; say one of {', '.join(get_args(OnBusy))}")
         request = ChatRequest.parse(
             {
                 "user_uuid": user_uuid,
@@ -93,7 +98,7 @@ class ChatClient:
             }
         )
         job_id = uuid4().hex if job_id is None else check_job_id(job_id)
-        return await self._enqueue(GENERATE_CHAT, job_id, request.user_uuid, request.arguments())
+        return await self._enqueue(GENERATE_CHAT, job_id, request, on_busy=on_busy)
 
     def handle(self, job_id: str, *, user_uuid: UUID | str) -> JobHandle:
         """The handle of a job that was enqueued elsewhere; only the job's own user reads or cancels it.
@@ -120,27 +125,25 @@ class ChatClient:
         """
         request = HistoryRequest.parse({"user_uuid": user_uuid, "session_id": session_id, "limit": limit})
         job_id = f"history:{uuid4().hex}"
-        handle = await self._enqueue(READ_HISTORY, job_id, request.user_uuid, request.arguments())
+        handle = await self._enqueue(READ_HISTORY, job_id, request)
         result = HistoryResult.model_validate(await handle.raw_result(timeout_s))
         await self._connection.call(lambda redis: redis.delete(keys.result(job_id)))  # nobody reads it again
         return result.messages
 
-    async def _enqueue(self, function: str, job_id: str, user_uuid: UUID, arguments: Mapping[str, Any]) -> JobHandle:
-        payload = dump_json({"t": None, "f": function, "a": [], "k": arguments})
+    async def _enqueue(
+        self, function: str, job_id: str, request: ChatRequest | HistoryRequest, *, on_busy: OnBusy = "enqueue"
+    ) -> JobHandle:
+        payload = dump_json({"t": None, "f": function, "a": [], "k": request.arguments()})
+        session = keys.session(request.user_uuid, request.session_id) if function == GENERATE_CHAT else ""
+        where = [keys.job(job_id), keys.result(job_id), keys.QUEUE, keys.ABORT, keys.HOLDERS, keys.turns(session)]
+        what: list[str | bytes | int] = [job_id, payload[:-1] + b',"et":', _JOB_LIFE_MS, self._max_queue, keys.WAKE]
+        turn = [on_busy, session, GENERATE_CHAT, keys.JOB_PREFIX, keys.WAKE_ABORT_PREFIX]
         try:
-            reply, ran_before = await self._connection.run_script(
-                "enqueue",
-                keys=[keys.job(job_id), keys.result(job_id), keys.QUEUE],
-                args=[job_id, payload[:-1] + b',"et":', _JOB_LIFE_MS, self._max_queue, keys.WAKE],
-            )
+            reply, ran_before = await self._connection.run_script("enqueue", keys=where, args=[*what, *turn])
         except ConnectionLost as error:
             raise ConnectionLost(str(error), job_id=job_id) from error
-        if reply[0] == b"full":
-            raise QueueFull(reply[1], self._max_queue)
-        if reply[0] == b"exists" and not _is_user(reply[1], user_uuid):
-            raise InvalidRequest("job_id", "is the id of another job; use an id of your own")
-        # An id that exists after a try whose reply was lost is this very job, not a duplicate.
-        return self._handle(job_id, user_uuid, created=reply[0] == b"queued" or ran_before, is_owned=True)
+        created = _is_created(reply, ran_before, request, self._max_queue)
+        return self._handle(job_id, request.user_uuid, created=created, is_owned=True)
 
     def _handle(self, job_id: str, user_uuid: UUID, *, created: bool = False, is_owned: bool = False) -> JobHandle:
         return JobHandle(
@@ -151,6 +154,20 @@ class ChatClient:
             created=created,
             is_owned=is_owned,
         )
+
+
+def _is_created(reply: list[Any], ran_before: bool, request: ChatRequest | HistoryRequest, max_queue: int) -> bool:
+    match reply[0]:
+        case b"full":
+            raise QueueFull(reply[1], max_queue)
+        case b"busy":
+            raise SessionBusy(request.session_id, reply[1].decode(errors="backslashreplace"))
+        case b"exists":
+            if not _is_user(reply[1], request.user_uuid):
+                raise InvalidRequest("job_id", "is the id of another job; use an id of your own")
+            return ran_before  # after a try whose reply was lost this is that very job, not a duplicate
+        case _:
+            return True
 
 
 def _checked_user(user_uuid: UUID | str) -> UUID:

@@ -20,6 +20,7 @@ CONNECT_TIMEOUT_S: Final = 5.0
 ANSWER_TIMEOUT_S: Final = 10.0
 _FIRST_DELAY_S: Final = 0.05
 _LONGEST_DELAY_S: Final = 1.0
+_CALLS_AT_ONCE: Final = 32  # more wait: a thousand readers that come at once must not open a thousand connections
 
 _AWAY: Final = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OSError)
 
@@ -39,6 +40,7 @@ class Connection:
             client_name="protostar-client",
         )
         self._patience_s = patience_s
+        self._turn = asyncio.Semaphore(_CALLS_AT_ONCE)
         self._scripts = {name: self._redis.register_script(_source(name)) for name in ("enqueue", "cancel")}
 
     async def open(self) -> None:
@@ -60,6 +62,11 @@ class Connection:
             ConnectionLost: Redis was away for longer than the patience.
             RedisRefused: Redis answered with an error.
         """
+        async with self._turn:
+            return await self._call(operation, patience_s=self._patience_s)
+
+    async def block(self, operation: Callable[[Redis], Awaitable[T]]) -> T:
+        """As `call`, for the one operation that keeps a connection nearly all the time."""
         return await self._call(operation, patience_s=self._patience_s)
 
     async def run_script(self, name: str, *, keys: list[str], args: list[str | bytes | int]) -> tuple[Any, bool]:

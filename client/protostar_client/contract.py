@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 GENERATE_CHAT: Final = "generate_chat"
 SUMMARIZE_MESSAGE: Final = "summarize_message"
@@ -82,6 +82,12 @@ def _clean(value: object) -> object:
     return clean_text(value) if isinstance(value, str) else value
 
 
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is blank; give at least one character that shows")
+    return text
+
+
 def _refuse_control_characters(value: object) -> object:
     if isinstance(value, str) and _NOT_IN_A_NAME.search(value):
         raise ValueError("holds a control character or half a surrogate pair; send printable text")
@@ -107,6 +113,16 @@ def check_job_id(job_id: str) -> str:
         raise InvalidRequest("job_id", error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
 
+def _in_words(problem: Mapping[str, Any]) -> str:
+    """What is wrong with a field, for people."""
+    limits = problem.get("ctx", {})
+    if "min_length" in limits:
+        return "is empty; give at least one character"
+    if "max_length" in limits:
+        return f"is too long; give at most {limits['max_length']:,} characters"
+    return str(problem["msg"]).removeprefix("Value error, ")
+
+
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
@@ -122,7 +138,7 @@ class _Request(BaseModel):
         except ValidationError as error:
             problem = error.errors(include_url=False, include_input=False)[0]
             field = str(problem["loc"][0]) if problem["loc"] else "request"
-            raise InvalidRequest(field, problem["msg"].removeprefix("Value error, ")) from None
+            raise InvalidRequest(field, _in_words(problem)) from None
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments, as JSON values."""
@@ -134,9 +150,21 @@ class ChatRequest(_Request):
 
     user_uuid: UUID
     session_id: SessionId
-    content: Annotated[Text, Field(min_length=1, max_length=CONTENT_MAX_CHARACTERS)]
+    content: Annotated[Text, Field(min_length=1, max_length=CONTENT_MAX_CHARACTERS), AfterValidator(_not_blank)]
     mode: Annotated[Name, Field(min_length=1, max_length=64)] = "general"
     context: Annotated[Text, Field(max_length=CONTEXT_MAX_CHARACTERS)] = ""
+
+
+class SummaryRequest(_Request):
+    """The keyword arguments of `summarize_message`."""
+
+    message_id: int
+
+
+class ReindexRequest(_Request):
+    """The keyword arguments of `reindex_corpus`: with `full`, what has not changed is indexed too."""
+
+    full: bool = False
 
 
 class HistoryRequest(_Request):
@@ -149,7 +177,7 @@ class HistoryRequest(_Request):
 
 class _Model(BaseModel):
     # A newer worker may say more than this version knows.
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", json_schema_serialization_defaults_required=True)
 
 
 class Usage(_Model):
@@ -223,7 +251,7 @@ class HistoryResult(_Model):
 
 
 class EventType(StrEnum):
-    """The types of an answer's events."""
+    """The types of an answer's events; `gap` is the client's own word and in no log."""
 
     START = "start"
     SOURCES = "sources"
@@ -232,15 +260,30 @@ class EventType(StrEnum):
     DONE = "done"
     ERROR = "error"
     CANCELLED = "cancelled"
+    GAP = "gap"
 
 
+# What an entry of an answer's log says beside `v`, `type`, `job_id`, `attempt` and `seq`.
+EVENT_FIELDS: Final[dict[EventType, tuple[str, ...]]] = {
+    EventType.START: ("session_id", "model"),
+    EventType.SOURCES: ("sources",),
+    EventType.DELTA: ("text",),
+    EventType.RESTART: ("reason",),
+    EventType.DONE: ("message_id", "finish_reason", "usage"),
+    EventType.ERROR: ("code", "message"),
+    EventType.CANCELLED: ("message_id",),
+}
 ENDINGS: Final = frozenset({EventType.DONE, EventType.ERROR, EventType.CANCELLED})
 
 
 class Event(BaseModel):
-    """One event of an answer; `id` is what a reader passes as `last_id` to go on after it."""
+    """One event of an answer; `id` is what a reader passes as `last_id` to go on after it.
 
-    model_config = ConfigDict(extra="allow")
+    `restart` and `gap` void what was read before. After `gap` (events were lost) the client tells the answer as it
+    is stored, as one `delta` and `done`.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     id: str
     v: Literal[1]

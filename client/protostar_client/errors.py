@@ -39,10 +39,31 @@ class JobVanished(ProtostarError):
 
 
 class EventsExpired(ProtostarError):
-    """The job is done and its events are gone; `result()` still has the answer."""
+    """Events of the answer are gone, and its result too: `history()` still has what was stored."""
 
     def __init__(self, job_id: str) -> None:
-        super().__init__(f"the events of job {job_id!r} have expired; read the answer with result()")
+        super().__init__(f"events of job {job_id!r} have expired, and so has its result; read the session's history()")
+        self.job_id = job_id
+
+
+class ReaderTooSlow(ProtostarError):
+    """A reader fell too far behind and was let go, so that the others are not held up.
+
+    Everything up to `last_id` was given to it: `handle.events(last_id)` goes on from there.
+    """
+
+    def __init__(self, job_id: str, last_id: str) -> None:
+        super().__init__(f"the reader of job {job_id!r} fell too far behind; go on with events(last_id={last_id!r})")
+        self.job_id = job_id
+        self.last_id = last_id
+
+
+class SessionBusy(ProtostarError):
+    """The session has an unfinished turn, `job_id`: nothing was enqueued. Wait for it, or cancel it."""
+
+    def __init__(self, session_id: str, job_id: str) -> None:
+        super().__init__(f"session {session_id!r} is busy with job {job_id!r}; wait for it, or cancel it")
+        self.session_id = session_id
         self.job_id = job_id
 
 

@@ -11,7 +11,7 @@ from uuid import UUID
 from protostar_client import keys
 from protostar_client.connection import Connection
 from protostar_client.contract import ChatResult, ErrorCode, Event, EventType, JobError
-from protostar_client.errors import Cancelled, EventsExpired, JobVanished
+from protostar_client.errors import Cancelled, JobVanished
 from protostar_client.reader import EventReader
 from protostar_client.state import owner_of, read_state, value_of
 
@@ -44,22 +44,21 @@ class JobHandle:
     def __repr__(self) -> str:
         return f"<JobHandle {self.job_id}>"
 
-    async def events(self, last_id: str | None = None) -> AsyncGenerator[Event, None]:
+    def events(self, last_id: str | None = None) -> AsyncGenerator[Event, None]:
         """The answer's events after `last_id` (from the first one without it), live or late, each once.
 
-        Ends after `done`, `error` or `cancelled`, none of which raises here.
+        Ends after `done`, `error` or `cancelled`, none of which raises here. Where events are gone, `gap` says that
+        what was read is void, and the stored answer follows as one `delta`.
 
         Raises:
             InvalidRequest: `last_id` is not the id of an event.
-            EventsExpired: the job ended and its events are gone.
+            ReaderTooSlow: the reader fell too far behind; go on with the error's `last_id`.
+            EventsExpired: events are gone, and so is the result.
             JobError, Cancelled: the job failed or was cancelled, and no event says so.
             JobVanished: the job is gone without an ending, or is another user's.
             ConnectionLost: Redis stayed away; go on later with the last id.
         """
-        await self._require_owner()
-        async with aclosing(self._reader.follow(self.job_id, last_id)) as events:
-            async for event in events:
-                yield event
+        return self._reader.follow(self.job_id, last_id, check=self._require_owner)
 
     async def text(self) -> str:
         """The whole answer, once it is complete.
@@ -67,13 +66,10 @@ class JobHandle:
         Raises:
             JobError: the job failed.
             Cancelled: the job was cancelled.
-            JobVanished, ConnectionLost: as for `events`.
+            EventsExpired, JobVanished, ConnectionLost: as for `events`.
         """
-        try:
-            async with aclosing(self.events()) as events:
-                return await _last_attempt(events)
-        except EventsExpired:
-            return (await self.result()).content
+        async with aclosing(self.events()) as events:
+            return await _last_attempt(events)
 
     async def result(self, timeout_s: float | None = None) -> ChatResult:
         """The job's result, once there is one.
@@ -103,8 +99,8 @@ class JobHandle:
         await self._require_owner()
         await self._connection.run_script(
             "cancel",
-            keys=[keys.job(self.job_id), keys.result(self.job_id), keys.ABORT],
-            args=[self.job_id, keys.WAKE, keys.WAKE_ABORT_PREFIX + self.job_id],
+            keys=[keys.job(self.job_id), keys.result(self.job_id), keys.ABORT, keys.QUEUE],
+            args=[self.job_id, keys.WAKE, keys.WAKE_ABORT_PREFIX],
         )
         try:
             await self.raw_result(timeout_s)
@@ -140,7 +136,7 @@ async def _last_attempt(events: AsyncGenerator[Event, None]) -> str:
     parts: list[str] = []
     attempt = 0
     async for event in events:
-        if event.attempt != attempt:  # what an earlier attempt said is void
+        if event.attempt != attempt or event.type == EventType.GAP:  # what came before is void
             parts.clear()
             attempt = event.attempt
         if event.type == EventType.DELTA:

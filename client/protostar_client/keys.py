@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Final
+from uuid import UUID
 
 QUEUE: Final = "arq:queue"
 JOB_PREFIX: Final = "arq:job:"
@@ -30,6 +31,8 @@ OWNERS: Final = "protostar:owners"
 DEAD: Final = "protostar:dead"
 REAPER: Final = "protostar:reaper"
 
+READER_PREFIX: Final = "protostar:reader:"
+
 
 def job(job_id: str) -> str:
     """ARQ's payload of a job."""
@@ -49,6 +52,21 @@ def lease(job_id: str) -> str:
 def events(job_id: str) -> str:
     """The stream that holds the events of an answer."""
     return EVENTS_PREFIX + job_id
+
+
+def session(user_uuid: UUID, session_id: str) -> str:
+    """How the worker names a session of a user, in `HOLDERS` and behind `TURNS_PREFIX`."""
+    return f"{user_uuid.hex}:{session_id}"
+
+
+def turns(session: str) -> str:
+    """The turns of a session that wait for another one of it."""
+    return TURNS_PREFIX + session
+
+
+def reader(token: str) -> str:
+    """The stream by which a client ends its own blocking read."""
+    return READER_PREFIX + token
 
 
 def older_task(job_id: str) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from enum import Enum
+from typing import Any, Final
 from uuid import UUID
 
 from redis.asyncio import Redis
@@ -12,9 +14,19 @@ from redis.asyncio import Redis
 from protostar_client import keys
 from protostar_client.connection import Connection
 from protostar_client.contract import ErrorCode, JobError, load_json
+from protostar_client.entry import AS_STORED_SEQ, EntryId, StreamEntry, parse_entry
 from protostar_client.errors import Cancelled
 
-StreamEntry = tuple[bytes, dict[bytes, bytes]]
+_COMMANDS: Final = 4
+
+
+class Standing(Enum):
+    """How an answer stands for a reader."""
+
+    GOES_ON = "goes_on"  # more is there or to come
+    ENDED = "ended"  # the reader has seen the ending
+    MISSING = "missing"  # the answer has ended, and its ending is not in the log
+    GONE = "gone"  # nothing is there, and nothing will come
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,19 +37,46 @@ class JobState:
     is_alive: bool
     last_entry: StreamEntry | None
 
+    def standing(self, seen: EntryId) -> Standing:
+        """How the answer stands for a reader who has seen the events up to `seen`.
+
+        Raises:
+            ProtostarError: the last entry is no event that this version reads.
+        """
+        if self.last_entry is not None:
+            newest, newest_id = parse_entry(self.last_entry)
+            if newest_id > seen:
+                return Standing.GOES_ON
+            if newest.is_ending:
+                return Standing.ENDED
+        if self.result is not None:
+            return Standing.ENDED if seen.seq == AS_STORED_SEQ else Standing.MISSING
+        return Standing.GOES_ON if self.is_alive else Standing.GONE
+
 
 async def read_state(connection: Connection, job_id: str) -> JobState:
-    """The state of a job, in one transaction: a job that ends is never seen without both trace and result."""
+    """The state of a job."""
+    (state,) = await read_states(connection, [job_id])
+    return state
+
+
+async def read_states(connection: Connection, job_ids: Sequence[str]) -> list[JobState]:
+    """The states of jobs, in one transaction: a job that ends is never seen without both trace and result."""
 
     async def read(redis: Redis) -> list[Any]:
         async with redis.pipeline(transaction=True) as pipe:
-            pipe.get(keys.result(job_id))
-            pipe.exists(keys.job(job_id), keys.lease(job_id))
-            pipe.zscore(keys.QUEUE, job_id)
-            pipe.xrevrange(keys.events(job_id), count=1)
+            for job_id in job_ids:
+                pipe.get(keys.result(job_id))
+                pipe.exists(keys.job(job_id), keys.lease(job_id))
+                pipe.zscore(keys.QUEUE, job_id)
+                pipe.xrevrange(keys.events(job_id), count=1)
             return list(await pipe.execute())
 
-    result, traces, score, last_entries = await connection.call(read)
+    replies = await connection.call(read)
+    return [_state(*replies[start : start + _COMMANDS]) for start in range(0, len(replies), _COMMANDS)]
+
+
+def _state(result: bytes | None, traces: int, score: float | None, last_entries: list[StreamEntry]) -> JobState:
     return JobState(
         result=result,
         is_alive=bool(traces) or score is not None,

@@ -118,7 +118,7 @@ class ChatClient:
         mode: str = "general",
         context: str = "",
         job_id: str | None = None,
-        on_busy: str = "enqueue",
+        on_busy: aio.OnBusy = "enqueue",
     ) -> JobHandle:
         """Put a question into the queue, as `protostar_client.ChatClient.enqueue`."""
         handle = self._thread.run(

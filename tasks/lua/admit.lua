@@ -29,6 +29,8 @@ local function admit(id, score, classes, turn_function)
     return read(id)
   end
   if not job then
+    -- A score that is no time would leave the job where nobody looks.
+    if tonumber(score) <= 0 or tonumber(score) == math.huge then score = now_ms() end
     local class, session = classify(id, classes, turn_function)
     job = { class = class, session = session, rank = score, attempt = 0, spared = 0 }
     redis.call('HSET', record_of(id), 'class', class, 'session', session, 'rank', score)

@@ -12,8 +12,23 @@
 
 local owner, limit, options = ARGV[1], tonumber(ARGV[2]), cjson.decode(ARGV[3])
 local now = now_ms()
-local due = redis.call('ZRANGEBYSCORE', QUEUE, '(0', now + 0.999, 'WITHSCORES', 'LIMIT', 0, limit)
-for i = 1, #due, 2 do admit(due[i], due[i + 1], options.classes, options.turn_function) end
+local function first_after(score)
+  return redis.call('ZRANGEBYSCORE', QUEUE, '(' .. score, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
+end
+
+-- A worker with nothing to do asks four times a second: then two looks have to be enough.
+local next_due, has_more = redis.call('ZRANGEBYSCORE', QUEUE, 0, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2], 0
+if next_due and tonumber(next_due) < now + 1 then
+  local due = redis.call('ZRANGEBYSCORE', QUEUE, 0, now + 0.999, 'WITHSCORES', 'LIMIT', 0, limit)
+  for i = 1, #due, 2 do admit(due[i], due[i + 1], options.classes, options.turn_function) end
+  next_due, has_more = first_after(now), #due == 2 * limit and 1 or 0
+end
+
+local wanted = {}
+for class, free in pairs(options.free) do
+  if free > 0 then wanted[#wanted + 1] = ready_of(class) end
+end
+if #wanted == 0 or redis.call('EXISTS', unpack(wanted)) == 0 then return { {}, next_due or '-1', has_more } end
 
 local claims = {}
 for class, free in pairs(options.free) do
@@ -30,5 +45,4 @@ for class, free in pairs(options.free) do
   end
 end
 
-local later = redis.call('ZRANGEBYSCORE', QUEUE, '(' .. now, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
-return { claims, later[2] or '-1', #due == 2 * limit and 1 or 0 }
+return { claims, next_due or '-1', has_more }

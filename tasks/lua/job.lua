@@ -1,7 +1,7 @@
 -- Shared by the other scripts (see tasks/queue.py): where a job is, and whose turn it is in its session.
 --
 -- A job stays a member of ARQ's queue from enqueue to finish, so that ARQ's own clients see it. Its score says
--- where it is: above now: deferred; from 1 to now: due, not yet looked at; below 0: admitted (minus its rank).
+-- where it is: above now: deferred; from 0 to now: due, not yet looked at; below 0: admitted (minus its rank).
 -- An admitted job is in one of three places, named by `state` in the hash protostar:job:{id}:
 --   ready    in protostar:ready:{class}, may start now;
 --   waiting  in protostar:turns:{session}, another turn of its session comes first;

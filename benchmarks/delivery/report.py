@@ -1,0 +1,62 @@
+"""Tables in Markdown, with the machine and the day, kept in the README between markers."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+README: Final = Path(__file__).with_name("README.md")
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """What one part found: a table, and what it means next to its targets."""
+
+    part: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    verdicts: Sequence[str]
+
+    def markdown(self, setup: str) -> str:
+        """The section's text; `setup` says how it was measured."""
+        lines = [_line(self.header), _line(["---", *("---:" for _ in self.header[1:])]), *map(_line, self.rows)]
+        notes = [f"- {verdict}" for verdict in self.verdicts]
+        return "\n".join([*lines, "", *notes, "", f"{_machine()}; {setup}."])
+
+
+def verdict(what: str, value: float, target: float, unit: str, *, at_least: bool = False) -> str:
+    """One figure next to its target."""
+    reached = value >= target if at_least else value <= target
+    bound = "at least" if at_least else "at most"
+    return f"{what}: **{figure(value)}{unit}**, target {bound} {target:g}{unit}: {'reached' if reached else 'MISSED'}"
+
+
+def figure(value: float) -> str:
+    """A number as a table shows it."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def write(section: Section, setup: str) -> None:
+    """Replace the part's text in the README."""
+    text, begin, end = README.read_text(), f"<!-- {section.part} -->", f"<!-- /{section.part} -->"
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"{README.name} has no markers {begin} and {end}; put them where the table belongs")
+    README.write_text(pattern.sub(lambda _: f"{begin}\n{section.markdown(setup)}\n{end}", text))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _machine() -> str:
+    today = datetime.now(UTC).date().isoformat()
+    model = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    cpu = model[1].strip() if model else platform.machine()
+    return f"{today}, {len(os.sched_getaffinity(0))} cores ({cpu}), Python {platform.python_version()}"

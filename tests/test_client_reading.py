@@ -1,0 +1,287 @@
+"""The client reads answers: late, live, again, with losses, and never for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+import pytest
+from protostar_client import (
+    Cancelled,
+    ChatClient,
+    ConnectionLost,
+    ErrorCode,
+    EventsExpired,
+    InvalidRequest,
+    JobError,
+    JobHandle,
+    JobVanished,
+    ReaderTooSlow,
+    RedisRefused,
+    feed,
+    keys,
+)
+from redis.asyncio import Redis
+
+from tests.house import until
+from tests.played_worker import ANSWER, USER, PlayedWorker, ask, ids
+
+pytest_plugins = ["tests.client_fixtures"]
+
+
+async def blocked(redis: Redis) -> list[str]:
+    """The names of the connections that wait in a blocking read."""
+    return [info["name"] for info in await redis.client_list() if "b" in info["flags"]]
+
+
+async def test_events_are_read_live_and_late_alike(handle: JobHandle, worker: PlayedWorker) -> None:
+    live = asyncio.create_task(ids(handle))
+    await worker.say(handle.job_id, "1-1", "start", session_id="s", model="m")
+    for seq in (2, 3):
+        await worker.say(handle.job_id, f"1-{seq}", "delta", text="글")
+    await worker.say(handle.job_id, "1-4", "done", message_id=7, finish_reason="stop")
+    every = ["1-1", "1-2", "1-3", "1-4"]
+    assert await asyncio.wait_for(live, 5) == every
+    assert await ids(handle) == every
+    assert await ids(handle, last_id="1-2") == every[2:]
+    assert await ids(handle, last_id="1-4") == []
+
+
+async def test_text_is_the_last_attempts_deltas(handle: JobHandle, worker: PlayedWorker) -> None:
+    await worker.say(handle.job_id, "1-1", "start", session_id="s", model="m")
+    await worker.say(handle.job_id, "1-2", "delta", text="void")
+    await worker.say(handle.job_id, "3-1", "restart", reason="lease_expired")
+    await worker.say(handle.job_id, "3-2", "delta", text="안녕")
+    await worker.say(handle.job_id, "3-3", "delta", text="하세요")
+    await worker.say(handle.job_id, "3-4", "done", message_id=7, finish_reason="stop")
+    assert await handle.text() == "안녕하세요"
+
+
+async def test_text_raises_what_ended_the_answer(client: ChatClient, worker: PlayedWorker) -> None:
+    failed, cancelled = await ask(client), await ask(client)
+    await worker.say(failed.job_id, "1-1", "error", code="stalled", message="no token for 30 s")
+    await worker.say(cancelled.job_id, "1-1", "cancelled", message_id=9)
+    with pytest.raises(JobError, match="stalled: no token"):
+        await failed.text()
+    with pytest.raises(Cancelled) as caught:
+        await cancelled.text()
+    assert caught.value.message_id == 9
+
+
+async def test_an_error_without_an_event_is_raised(handle: JobHandle, worker: PlayedWorker) -> None:
+    reading = asyncio.create_task(ids(handle))
+    await worker.say(handle.job_id, "1-1", "start", session_id="s", model="m")
+    await worker.finish(handle.job_id, JobError(ErrorCode.TOO_MANY_ATTEMPTS, "5 attempts"), success=False)
+    with pytest.raises(JobError, match="too_many_attempts: 5 attempts"):
+        await asyncio.wait_for(reading, 10)
+
+
+async def test_a_job_that_vanishes_ends_its_readers(handle: JobHandle, redis: Redis) -> None:
+    reading = asyncio.create_task(ids(handle))
+    waiting = asyncio.create_task(handle.result())
+    await until(lambda: blocked(redis), "a read blocks")
+    await redis.flushall()
+    with pytest.raises(JobVanished):
+        await asyncio.wait_for(waiting, 10)
+    with pytest.raises(JobVanished):
+        await asyncio.wait_for(reading, 10)
+
+
+async def test_a_reader_can_be_cancelled_at_any_moment(handle: JobHandle) -> None:
+    for moment in range(60):
+        reading = asyncio.create_task(handle.text())
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        reading.cancel()
+        done, _ = await asyncio.wait({reading}, timeout=2)
+        reading.cancel()  # or a lost cancellation would keep the test's loop from closing
+        assert done, f"the cancellation at step {moment} was lost"
+        assert reading.cancelled()
+
+
+async def test_a_last_id_that_is_none_is_refused(handle: JobHandle) -> None:
+    with pytest.raises(InvalidRequest, match="last_id"):
+        await ids(handle, last_id="$")
+
+
+# A log that lacks events
+
+
+async def told(handle: JobHandle, last_id: str | None = None) -> list[tuple[str, str, str | None]]:
+    return [(event.type, event.id, event.text) async for event in handle.events(last_id)]
+
+
+async def test_an_expired_log_is_a_gap_and_then_the_answer_as_stored(handle: JobHandle, worker: PlayedWorker) -> None:
+    await worker.finish(handle.job_id, ANSWER)
+    gap, delta, done = await told(handle)
+    assert (gap[:2], delta, done[0]) == (("gap", "0-0"), ("delta", "0-0", "안녕하세요"), "done")
+    assert await handle.text() == "안녕하세요"
+    assert await told(handle, last_id=done[1]) == []
+    assert (await told(handle, last_id="1-7"))[:2] == [("gap", "1-7", None), ("delta", "1-7", "안녕하세요")]
+    [_, _, last] = [event async for event in handle.events()]
+    assert (last.message_id, last.finish_reason, last.attempt) == (7, "stop", 1)
+    assert last.usage is not None
+    assert last.usage.output_tokens == 2
+
+
+@pytest.mark.parametrize("is_live", [True, False], ids=["live", "late"])
+async def test_a_trimmed_log_is_a_gap_and_then_the_answer_as_stored(
+    handle: JobHandle, worker: PlayedWorker, redis: Redis, is_live: bool
+) -> None:
+    await worker.say(handle.job_id, "1-1", "start", session_id="s", model="m")
+    reading = handle.events()
+    assert (await anext(reading)).id == "1-1"
+    first_read = asyncio.ensure_future(anext(reading)) if is_live else None
+    async with redis.pipeline(transaction=True) as pipe:  # a reader must not see what is about to be lost
+        for seq in (2, 3):
+            data = {"v": 1, "type": "delta", "job_id": handle.job_id, "attempt": 1, "seq": seq, "text": "글"}
+            pipe.xadd(keys.events(handle.job_id), {"data": json.dumps(data)}, id=f"1-{seq}")
+        pipe.xtrim(keys.events(handle.job_id), maxlen=1, approximate=False)
+        await pipe.execute()
+    gap = await asyncio.wait_for(first_read or anext(reading), 5)
+    assert (gap.type, gap.id) == ("gap", "1-1")
+    waiting = asyncio.ensure_future(anext(reading))
+    await worker.say(handle.job_id, "1-4", "done", message_id=7, finish_reason="stop")
+    await worker.finish(handle.job_id, ANSWER)
+    assert (await asyncio.wait_for(waiting, 5)).text == "안녕하세요"
+    done = await anext(reading)
+    assert (done.type, done.id) == ("done", "1-4")
+    assert [event async for event in reading] == []
+    assert await told(handle, last_id="1-2") == [("delta", "1-3", "글"), ("done", "1-4", None)]
+    assert await handle.text() == "안녕하세요"
+
+
+async def test_text_leaves_out_what_came_before_a_gap(handle: JobHandle, worker: PlayedWorker, redis: Redis) -> None:
+    await worker.say(handle.job_id, "1-1", "delta", text="안녕")
+    text = asyncio.create_task(handle.text())
+    await until(lambda: blocked(redis), "a read blocks")
+    await worker.say(handle.job_id, "1-3", "done", message_id=7, finish_reason="stop")
+    await worker.finish(handle.job_id, ANSWER)
+    assert await asyncio.wait_for(text, 5) == "안녕하세요"
+
+
+async def test_a_log_that_lost_a_void_attempt_has_no_gap(handle: JobHandle, worker: PlayedWorker, redis: Redis) -> None:
+    await worker.say(handle.job_id, "1-1", "start", session_id="s", model="m")
+    await worker.say(handle.job_id, "1-2", "delta", text="void")
+    await worker.say(handle.job_id, "4-1", "restart", reason="lease_expired")
+    await worker.say(handle.job_id, "4-2", "done", message_id=7, finish_reason="stop")
+    await redis.xtrim(keys.events(handle.job_id), maxlen=2, approximate=False)
+    assert await ids(handle) == ["4-1", "4-2"]
+    assert await ids(handle, last_id="1-1") == ["4-1", "4-2"]
+
+
+async def test_a_gap_in_an_answer_that_failed_ends_with_its_error(handle: JobHandle, worker: PlayedWorker) -> None:
+    await worker.say(handle.job_id, "1-3", "delta", text="글")
+    await worker.say(handle.job_id, "1-4", "error", code="stalled", message="no token for 30 s")
+    await worker.finish(handle.job_id, JobError(ErrorCode.STALLED, "no token for 30 s"), success=False)
+    assert await told(handle) == [("gap", "0-0", None), ("error", "1-4", None)]
+    with pytest.raises(JobError, match="stalled"):
+        await handle.text()
+
+
+async def test_a_gap_without_a_result_is_an_error(handle: JobHandle, worker: PlayedWorker, redis: Redis) -> None:
+    await worker.say(handle.job_id, "1-3", "delta", text="글")
+    await redis.delete(keys.job(handle.job_id))
+    await redis.zrem(keys.QUEUE, handle.job_id)
+    with pytest.raises(EventsExpired, match="history"):
+        await asyncio.wait_for(ids(handle), 5)
+
+
+# Many readers
+
+
+async def test_many_readers_share_one_blocking_read(client: ChatClient, worker: PlayedWorker, redis: Redis) -> None:
+    handles = [await ask(client, session_id=str(number)) for number in range(20)]
+    readings = [asyncio.create_task(ids(handle)) for handle in handles for _ in range(5)]
+    await until(lambda: blocked(redis), "a read blocks")
+    assert await blocked(redis) == ["protostar-client"]
+    assert len([info for info in await redis.client_list() if info["name"] == "protostar-client"]) < 40
+    for handle in handles:
+        await worker.say(handle.job_id, "1-1", "start", session_id="s", model="m")
+        await worker.say(handle.job_id, "1-2", "done", message_id=7, finish_reason="stop")
+    assert await asyncio.wait_for(asyncio.gather(*readings), 10) == [["1-1", "1-2"]] * 100
+
+
+async def test_an_answer_that_is_added_is_heard_at_once(client: ChatClient, worker: PlayedWorker, redis: Redis) -> None:
+    readings: list[asyncio.Task[list[str]]] = []
+    for _ in range(5):
+        handle = await ask(client)
+        readings.append(asyncio.create_task(ids(handle)))
+        await until(lambda: blocked(redis), "a read blocks")
+        late = client.handle((await ask(client)).job_id, user_uuid=USER)
+        hearing = asyncio.create_task(ids(late))
+        await asyncio.sleep(0.05)  # the read that blocks does not have it
+        said_s = time.monotonic()
+        await worker.say(late.job_id, "1-1", "done", message_id=7, finish_reason="stop")
+        assert await asyncio.wait_for(hearing, 5) == ["1-1"]
+        assert time.monotonic() - said_s < feed.BLOCK_MS / 1000 / 4
+    for reading in readings:
+        reading.cancel()
+    await asyncio.gather(*readings, return_exceptions=True)
+
+
+async def test_a_slow_reader_is_let_go_with_its_id_and_goes_on_from_there(
+    handle: JobHandle, worker: PlayedWorker, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "QUEUE_EVENTS", 10)
+    monkeypatch.setattr(feed, "BATCH", 5)
+    slow, quick = handle.events(), asyncio.create_task(ids(handle))
+    await worker.say(handle.job_id, "1-1", "start", session_id="s", model="m")
+    seen = [(await anext(slow)).id]
+    last = asyncio.ensure_future(anext(slow))  # waits for what comes, and then stands still
+    await until(lambda: blocked(redis), "a read blocks")
+    for seq in range(2, 60):
+        await worker.say(handle.job_id, f"1-{seq}", "delta", text="글")
+    await worker.say(handle.job_id, "1-60", "done", message_id=7, finish_reason="stop")
+    every = [f"1-{seq}" for seq in range(1, 61)]
+    assert await asyncio.wait_for(quick, 5) == every
+    seen.append((await last).id)
+
+    async def read_on() -> None:
+        async for event in slow:
+            seen.append(event.id)
+
+    with pytest.raises(ReaderTooSlow) as caught:
+        await read_on()
+    assert caught.value.last_id == seen[-1]
+    assert len(seen) <= 1 + 1 + 10
+    assert seen + await ids(handle, last_id=caught.value.last_id) == every
+
+
+async def test_a_late_reader_reads_as_slowly_as_it_likes(
+    handle: JobHandle, worker: PlayedWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "QUEUE_EVENTS", 10)
+    for seq in range(1, 100):
+        await worker.say(handle.job_id, f"1-{seq}", "delta", text="글")
+    await worker.say(handle.job_id, "1-100", "done", message_id=7, finish_reason="stop")
+    seen = []
+    async for event in handle.events():
+        await asyncio.sleep(0.001)
+        seen.append(event.id)
+    assert len(seen) == 100
+
+
+async def test_one_key_of_a_wrong_type_stops_its_own_readers_alone(
+    client: ChatClient, worker: PlayedWorker, redis: Redis
+) -> None:
+    good, bad = await ask(client), await ask(client)
+    readings = [asyncio.create_task(ids(handle)) for handle in (good, bad)]
+    for handle in (good, bad):
+        await worker.say(handle.job_id, "1-1", "start", session_id="s", model="m")
+    await until(lambda: blocked(redis), "a read blocks")
+    await redis.set(keys.events(bad.job_id), "no stream")
+    with pytest.raises(RedisRefused):
+        await asyncio.wait_for(readings[1], 10)
+    await worker.say(good.job_id, "1-2", "done", message_id=7, finish_reason="stop")
+    assert await asyncio.wait_for(readings[0], 5) == ["1-1", "1-2"]
+
+
+async def test_closing_the_client_lets_its_readers_go(redis_url: str) -> None:
+    async with ChatClient.connect(redis_url) as client:
+        handle = await ask(client)
+        reading = asyncio.create_task(ids(handle))
+        await until(lambda: blocked(client._connection._redis), "a read blocks")
+    with pytest.raises(ConnectionLost, match="closed"):
+        await asyncio.wait_for(reading, 5)
