@@ -75,7 +75,7 @@ class OlderRequest(BaseModel):
     content: Text
     mode: Text | None = None
     context: Text | None = None
-    job_id: Annotated[JobId | None, Field(alias="jobId")] = None
+    job_id: Annotated[NumberOrJobId | None, Field(alias="jobId")] = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,3 +70,8 @@ async def ask(client: ChatClient, content: str = "질문", **arguments: Any) -> 
 
 async def ids(handle: JobHandle, last_id: str | None = None) -> list[str]:
     return [event.id async for event in handle.events(last_id)]
+
+
+async def blocked(redis: Redis) -> list[str]:
+    """The names of the connections that wait in a blocking read."""
+    return [info["name"] for info in await redis.client_list() if "b" in info["flags"]]

@@ -25,14 +25,9 @@ from protostar_client import (
 from redis.asyncio import Redis
 
 from tests.house import until
-from tests.played_worker import ANSWER, USER, PlayedWorker, ask, ids
+from tests.played_worker import ANSWER, USER, PlayedWorker, ask, blocked, ids
 
 pytest_plugins = ["tests.client_fixtures"]
-
-
-async def blocked(redis: Redis) -> list[str]:
-    """The names of the connections that wait in a blocking read."""
-    return [info["name"] for info in await redis.client_list() if "b" in info["flags"]]
 
 
 async def test_events_are_read_live_and_late_alike(handle: JobHandle, worker: PlayedWorker) -> None:

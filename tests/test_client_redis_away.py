@@ -16,7 +16,8 @@ from protostar_client import (
 from redis.asyncio import Redis
 
 import stack.redis
-from tests.played_worker import PlayedWorker, ask
+from tests.house import until
+from tests.played_worker import PlayedWorker, ask, blocked, ids
 
 pytest_plugins = ["tests.client_fixtures"]
 
@@ -84,6 +85,17 @@ async def test_a_reader_outlives_a_restart_of_redis(
     await worker.say(handle.job_id, "1-2", "delta", text="글")
     assert (await asyncio.wait_for(following, 10)).id == "1-2"
     await events.aclose()
+
+
+async def test_readers_of_a_redis_that_stays_away_are_told(redis_url: str, redis_server: stack.redis.Redis) -> None:
+    async with ChatClient.connect(redis_url, patience_s=0.3) as client:
+        handle = await ask(client)
+        readings = [asyncio.create_task(ids(handle)) for _ in range(50)]
+        async with Redis.from_url(redis_url) as redis:
+            await until(lambda: blocked(redis), "a read blocks")
+        await asyncio.to_thread(redis_server.stop)
+        for ended in await asyncio.wait_for(asyncio.gather(*readings, return_exceptions=True), 10):
+            assert isinstance(ended, ConnectionLost)
 
 
 async def test_connect_to_nothing_fails_at_once_with_one_line() -> None:

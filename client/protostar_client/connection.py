@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from importlib.resources import files
 from typing import Any, Final, TypeVar
 
@@ -40,7 +41,7 @@ class Connection:
             client_name="protostar-client",
         )
         self._patience_s = patience_s
-        self._turn = asyncio.Semaphore(_CALLS_AT_ONCE)
+        self._gate = asyncio.Semaphore(_CALLS_AT_ONCE)
         self._scripts = {name: self._redis.register_script(_source(name)) for name in ("enqueue", "cancel")}
 
     async def open(self) -> None:
@@ -62,8 +63,7 @@ class Connection:
             ConnectionLost: Redis was away for longer than the patience.
             RedisRefused: Redis answered with an error.
         """
-        async with self._turn:
-            return await self._call(operation, patience_s=self._patience_s)
+        return await self._call(operation, patience_s=self._patience_s, gate=self._gate)
 
     async def block(self, operation: Callable[[Redis], Awaitable[T]]) -> T:
         """As `call`, for the one operation that keeps a connection nearly all the time."""
@@ -85,13 +85,19 @@ class Connection:
 
         return await self.call(run), tries > 1
 
-    async def _call(self, operation: Callable[[Redis], Awaitable[T]], *, patience_s: float) -> T:
+    async def _call(
+        self,
+        operation: Callable[[Redis], Awaitable[T]],
+        *,
+        patience_s: float,
+        gate: AbstractAsyncContextManager[Any] = nullcontext(),  # noqa: B008  (it holds nothing)
+    ) -> T:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + patience_s
         delay_s = _FIRST_DELAY_S
         while True:
             try:
-                async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                async with asyncio.timeout(ANSWER_TIMEOUT_S), gate:
                     return await operation(self._redis)
             except AuthenticationError as error:
                 raise ConnectionLost(f"Redis refuses the credentials: {error}; check the URL") from error
