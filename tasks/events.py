@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any, Final
+from weakref import WeakSet
 
 from protostar_client import keys
 from protostar_client.contract import ErrorCode, Event, EventType, JobError
@@ -101,6 +102,7 @@ class Answer:
         if self._state is not _State.NO_STREAM:
             self._add(event_type, **fields)
             await self._appended.wait()
+        self._log.let_go(self)
         if self._state is _State.FENCED:
             raise LeaseLostError
 
@@ -170,12 +172,18 @@ class EventLog:
         self._owner = owner
         self._ttl_s = ttl_s
         self._dirty: dict[Answer, None] = {}
+        self._open: WeakSet[Answer] = WeakSet()
         self._wake = asyncio.Event()
-        self._flusher = asyncio.create_task(self._run(), name="event-flusher")
+        self._tasks = [
+            asyncio.create_task(self._run(), name="event-flusher"),
+            asyncio.create_task(self._keep(), name="event-keeper"),
+        ]
 
     def open(self, claim: Claim, *, user_uuid: str, session_id: str) -> Answer:
         """The events of an attempt, none of them said yet."""
-        return Answer(self, claim, user_uuid, session_id)
+        answer = Answer(self, claim, user_uuid, session_id)
+        self._open.add(answer)
+        return answer
 
     async def ending(self, claim: Claim) -> Event | None:
         """The ending an earlier attempt has already told, if any."""
@@ -192,6 +200,10 @@ class EventLog:
         event = Event.model_validate({"id": entry_id.decode(), **json.loads(fields[b"data"])})
         return event if event.is_ending else None
 
+    def let_go(self, answer: Answer) -> None:
+        """Let the stream of an answer that has ended expire."""
+        self._open.discard(answer)
+
     def flush_soon(self, answer: Answer) -> None:
         """Have the flusher append what `answer` holds."""
         self._dirty[answer] = None
@@ -199,8 +211,21 @@ class EventLog:
 
     async def close(self) -> None:
         """Stop the flusher; what was not appended is of attempts that did not end."""
-        self._flusher.cancel()
-        await asyncio.gather(self._flusher, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _keep(self) -> None:
+        """Keep the streams of answers that run but say nothing for longer than a stream's life."""
+        while True:
+            await asyncio.sleep(self._ttl_s / 3)
+            try:
+                async with asyncio.timeout(REDIS_TIMEOUT_S), self._redis.pipeline(transaction=False) as pipeline:
+                    for answer in self._open:
+                        pipeline.expire(keys.events(answer.claim.job_id), self._ttl_s)
+                    await pipeline.execute()
+            except (RedisError, OSError, TimeoutError) as error:
+                logger.warning("keep_failed error=%s", error)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

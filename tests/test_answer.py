@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from uuid import uuid4
 
 from tests.house import House, check_order, text_of, until
@@ -244,3 +245,27 @@ async def test_a_worker_leaves_alone_what_it_is_not_to_serve(house: House) -> No
     await until(queued, "the summary waits for a worker of its own")
     await house.start_worker(PROTOSTAR_SERVE="summary, reindex")
     assert (await house.result(f"summary:{answer['id']}"))["r"]["summary"] == SUMMARY
+
+
+async def test_the_events_of_an_answer_that_pauses_outlive_their_ttl(house: House) -> None:
+    await house.start_worker(PROTOSTAR_EVENT_TTL="1")
+    house.model.script({"pieces": ["앞", "뒤"], "after": 1, "hold": "pause"})
+    job = await house.ask("질문")
+    await house.model.until_waiting("pause")
+    key = f"chat:events:{job.job_id}"
+    gone_unless_kept = time.monotonic() + 2.5
+
+    async def over() -> bool:
+        assert await house.redis.exists(key)
+        return time.monotonic() > gone_unless_kept
+
+    await until(over, "the pause is over")
+    house.model.release("pause")
+    events = await house.events(job.job_id)
+    check_order(events)
+    assert text_of(events) == "앞뒤"
+
+    async def expired() -> bool:
+        return not await house.redis.exists(key)
+
+    await until(expired, "the events expire after the last one")
