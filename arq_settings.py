@@ -194,7 +194,8 @@ class WorkerSettings:
     max_tries = MAX_TRIES
     job_timeout = SETTINGS.job_timeout
     lease_s = SETTINGS.lease
-    keep_result = 3600
+    # An answer's reader is known by its result, so that has to live as long as its events.
+    keep_result = max(3600, SETTINGS.event_ttl)
     job_completion_wait = SETTINGS.shutdown_grace
     allow_abort_jobs = True
     job_serializer = dump_json

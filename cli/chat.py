@@ -21,6 +21,7 @@ from protostar_client import (
     JobHandle,
     JobVanished,
     ProtostarError,
+    ReaderTooSlow,
     RedisRefused,
     Source,
 )
@@ -44,7 +45,7 @@ def ask(
     """Ask the workers a question and print the answer while it comes. Ctrl-C cancels the job."""
     session_id = session if session is not None else f"cli-{uuid4().hex[:8]}"
     try:
-        with failing_on(SettingsError, JobError, JobVanished, EventsExpired, RedisRefused):
+        with failing_on(SettingsError, JobError, JobVanished, EventsExpired, ReaderTooSlow, RedisRefused):
             asyncio.run(_ask(load(RedisSettings), question, user or _account_uuid(), session_id, mode))
     except asyncio.CancelledError:
         raise typer.Exit(_INTERRUPTED) from None
@@ -115,7 +116,7 @@ class _Printer:
                 self._write(event.text or "")
             case EventType.SOURCES:
                 self._sources = event.sources or []
-            case EventType.RESTART:
+            case EventType.RESTART | EventType.GAP:
                 self._end_line()
                 self._sources = []
                 note(f"the answer starts again ({event.reason}); what came before is void")

@@ -72,11 +72,17 @@ class OutboxRelay:
             await OutboxJob.all().using_db(connection).select_for_update(skip_locked=True).order_by("id").limit(BATCH)
         )
         for row in rows:
-            arguments: dict[str, Any] = dict(row.arguments)
             async with asyncio.timeout(REDIS_TIMEOUT_S):
-                await self._redis.enqueue_job(row.function, _job_id=row.job_id, **arguments)
+                await self._enqueue(row)
         if rows:
             async with asyncio.timeout(REDIS_TIMEOUT_S):
                 await self._redis.publish(keys.WAKE, "outbox")
             await OutboxJob.filter(id__in=[row.id for row in rows]).using_db(connection).delete()
         return len(rows)
+
+    async def _enqueue(self, row: OutboxJob) -> None:
+        arguments: dict[str, Any] = dict(row.arguments)
+        job = await self._redis.enqueue_job(row.function, _job_id=row.job_id, **arguments)
+        # ARQ returns None for a job that it knows, and also where the connection broke off: then it is nowhere.
+        if job is None and not await self._redis.exists(keys.job(row.job_id), keys.result(row.job_id)):
+            raise ConnectionError(f"{row.job_id} was not enqueued")

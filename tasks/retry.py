@@ -25,6 +25,7 @@ FIRST_DELAY_S: Final = 0.5
 LONGEST_DELAY_S: Final = 30.0
 LONGEST_RETRY_AFTER_S: Final = 120.0
 FREE_RATE_LIMITS: Final = 10  # so many waits that a server asks for don't count as tries
+FREE_STORAGE_FAULTS: Final = 20  # so many attempts that Redis or PostgreSQL cut short don't either
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,8 @@ def judge(error: BaseException, *, tries: int, max_tries: int, spared: int) -> V
     if isinstance(error, ProviderError):
         return JobError(_permanent_code(error), str(error))
     if isinstance(error, RedisError) or is_transient(error):
+        if spared < FREE_STORAGE_FAULTS:
+            return Again(_delay_s(1), "storage_unavailable", spared=True)
         failure = JobError(ErrorCode.INTERNAL, "Redis or PostgreSQL could not be reached; try again later")
         return _again_or(failure, _delay_s(tries), tries, max_tries, "storage_unavailable")
     return JobError(ErrorCode.INTERNAL, "the job failed; the worker's log says why")

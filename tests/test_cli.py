@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -156,12 +157,13 @@ class Asked:
         self.process = process
         self.redis = redis
         self.job_id = job_id
-        self._seq = 0
+        self._seq: Counter[int] = Counter()
 
     async def say(self, kind: str, *, attempt: int = 1, **fields: Any) -> None:
-        self._seq += 1
-        data = {"v": 1, "type": kind, "job_id": self.job_id, "attempt": attempt, "seq": self._seq, **fields}
-        await self.redis.xadd(keys.events(self.job_id), {"data": json.dumps(data)}, id=f"{attempt}-{self._seq}")
+        self._seq[attempt] += 1
+        seq = self._seq[attempt]
+        data = {"v": 1, "type": kind, "job_id": self.job_id, "attempt": attempt, "seq": seq, **fields}
+        await self.redis.xadd(keys.events(self.job_id), {"data": json.dumps(data)}, id=f"{attempt}-{seq}")
 
     async def read(self, text: str) -> None:
         """Wait for exactly this text on standard output."""

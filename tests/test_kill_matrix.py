@@ -9,10 +9,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Final
 
+import asyncpg
 import pytest
 
 from stack.places import Account
 from stack.processes import Process, Server
+from tasks.retry import Again, judge
 from tests.arena import GRACE_S, LEASE_S, Arena, Ground, prepared_ground
 from tests.house import until
 from tests.model_control import ModelControl
@@ -194,7 +196,7 @@ async def frozen(server: Server) -> None:
         server.thaw()
 
 
-# The process of the last two appends nothing and claims nothing more, so they come last.
+# A process whose finish, append or claim is stopped makes no other, so of these there is one each, at the end.
 MOST_MOMENTS: Final = (
     Moment.FIRST_TOKEN,
     Moment.MID_STREAM,
@@ -202,42 +204,49 @@ MOST_MOMENTS: Final = (
     Moment.BEFORE_COMMIT,
     Moment.IN_COMMIT,
     Moment.IN_RELAY,
-    Moment.BEFORE_FINISH,
-    Moment.FINISH_UNHEARD,
 )
+UNSAID: Final = (Moment.BEFORE_FINISH, Moment.BEFORE_DONE)
+UNHEARD: Final = (Moment.FINISH_UNHEARD, Moment.DONE_UNHEARD)
+UNCLAIMED: Final = (Moment.FINISH_UNHEARD, Moment.CLAIM_UNHEARD)
 
 
 @pytest.mark.parametrize(
     ("fault", "last"),
     [
-        (redis_restart, Moment.BEFORE_DONE),
-        (redis_restart, Moment.CLAIM_UNHEARD),
-        (redis_kill, Moment.DONE_UNHEARD),
-        (redis_kill, Moment.CLAIM_UNHEARD),
-        (redis_freeze, Moment.DONE_UNHEARD),
-        (redis_connections_lost, Moment.BEFORE_DONE),
-        (redis_connections_lost, Moment.DONE_UNHEARD),
-        (redis_connections_lost, Moment.CLAIM_UNHEARD),
-        (postgres_restart, Moment.BEFORE_DONE),
-        (postgres_kill, Moment.DONE_UNHEARD),
-        (postgres_freeze, Moment.BEFORE_DONE),
+        (redis_restart, UNSAID),
+        (redis_restart, UNCLAIMED),
+        (redis_kill, UNHEARD),
+        (redis_kill, UNCLAIMED),
+        (redis_freeze, UNHEARD),
+        (redis_connections_lost, UNSAID),
+        (redis_connections_lost, UNHEARD),
+        (redis_connections_lost, UNCLAIMED),
+        (postgres_restart, UNSAID),
+        (postgres_kill, UNHEARD),
+        (postgres_freeze, UNSAID),
     ],
-    ids=lambda value: value.__name__ if callable(value) else value,
+    ids=lambda value: value.__name__ if callable(value) else "+".join(value),
 )
 async def test_a_server_that_goes_costs_no_attempt_at_any_moment(
-    arena: Arena, fault: Callable[[Arena], Awaitable[None]], last: Moment
+    arena: Arena, fault: Callable[[Arena], Awaitable[None]], last: tuple[Moment, ...]
 ) -> None:
-    jobs = [await stop_at(arena, arena.gate, moment) for moment in (*MOST_MOMENTS, last)]
+    jobs = [await stop_at(arena, arena.gate, moment) for moment in (*MOST_MOMENTS, *last)]
     await fault(arena)
     for job in jobs:
         job.let_go()
     for job in jobs:
-        # A claim that went unheard is handed back and taken anew, which spends a number but no attempt.
-        renumbered = await arena.first_reason(job.job_id) == "claim_unanswered"
+        # A claim that goes unheard is made anew, a read that fails is too: that spends a number but no attempt.
+        renumbered = await arena.first_reason(job.job_id) in ("claim_unanswered", "storage_unavailable")
         await arena.check_answered(job.job_id, attempt=2 if renumbered else 1, requests=1)
     await arena.check_nothing_left()
     assert await arena.summary_requests() == len(jobs)
     assert all(worker.running for worker in arena.workers[-2:])
+
+
+def test_an_attempt_that_storage_cut_short_does_not_count() -> None:
+    verdict = judge(asyncpg.ConnectionDoesNotExistError(), tries=5, max_tries=5, spared=0)
+    assert isinstance(verdict, Again)
+    assert verdict.spared
 
 
 async def test_a_heartbeat_that_loses_its_connection_costs_no_attempt(arena: Arena) -> None:

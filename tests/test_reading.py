@@ -195,15 +195,17 @@ async def test_another_users_id_reads_follows_cancels_and_interrupts_nothing(
 
 async def test_without_async_it_is_the_same(shared_house: House) -> None:
     house, user = shared_house, uuid4()
-    house.model.script({"pieces": ["반쪽", "뒤"], "after": 1, "hold": "never"}, {"pieces": ["새 ", "답."]})
+    house.model.script(
+        {"contains": "첫째", "pieces": ["반쪽"], "hold": "never"}, {"contains": "둘째", "pieces": ["새 답."]}
+    )
 
     def talk() -> tuple[list[str], str]:
         with sync.ChatClient.connect(house.environment["REDIS_URL"]) as client:
-            running = client.enqueue(user_uuid=user, session_id="s", content="질문")
+            running = client.enqueue(user_uuid=user, session_id="s", content="첫째 질문")
             types = [next(running.events()).type]
             with pytest.raises(SessionBusy):
                 client.enqueue(user_uuid=user, session_id="s", content="질문", on_busy="reject")
-            new = client.enqueue(user_uuid=user, session_id="s", content="질문", on_busy="interrupt")
+            new = client.enqueue(user_uuid=user, session_id="s", content="둘째 질문", on_busy="interrupt")
             types += [event.type for event in running.events()][-1:]
             text = new.text()
             assert [message.content for message in client.history(user_uuid=user, session_id="s")][-1] == text

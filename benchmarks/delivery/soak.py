@@ -123,10 +123,14 @@ class Soak:
                 self._live[job_id] = asyncio.create_task(self._read(job_id))
 
     async def _enqueue(self, session: str, job_id: str) -> None:
-        async def enqueue() -> object:
-            return await self._house.redis.enqueue_job(
-                "generate_chat", _job_id=job_id, user_uuid=USER, session_id=session, content=f"질문 {job_id}"
-            )
+        redis = self._house.redis
+
+        async def enqueue() -> None:
+            arguments: dict[str, Any] = {"user_uuid": USER, "session_id": session, "content": f"질문 {job_id}"}
+            job = await redis.enqueue_job("generate_chat", _job_id=job_id, **arguments)
+            # ARQ returns None for a job that it knows, and also where the connection broke off.
+            if job is None and not await redis.exists(f"arq:job:{job_id}", f"arq:result:{job_id}"):
+                raise ConnectionError(f"{job_id} was not enqueued")
 
         await patiently(enqueue)
 
