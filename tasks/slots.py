@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Final
 
-DEFAULT_CLASS: Final = "default"
+from protostar_client.keys import DEFAULT_CLASS
+
 _NONE: Final = ""
 
 

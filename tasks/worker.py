@@ -22,6 +22,7 @@ from arq.connections import ArqRedis, log_redis_info
 from arq.constants import default_queue_name
 from arq.utils import timestamp_ms
 from protostar_client.contract import ErrorCode, JobError
+from protostar_client.keys import DEFAULT_CLASS
 from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
@@ -31,7 +32,7 @@ from tasks.listen import listen
 from tasks.queue import REDIS_TIMEOUT_S, Claim, Queue
 from tasks.reaper import Reaper
 from tasks.settle import Settler
-from tasks.slots import DEFAULT_CLASS, Slots
+from tasks.slots import Slots
 from tasks.waiting import wait_for_event
 
 logger = logging.getLogger("protostar.worker")
@@ -107,37 +108,19 @@ class Worker(arq.worker.Worker):
         if self._pool is None:
             self._pool = self._make_pool()
         await self._ping()
-        self._queue = Queue(
-            self.pool,
-            owner=self.owner,
-            lease_ms=self._lease_ms,
-            classes={name: self._slots.class_of(name) for name in self.functions},
-            turn_function=self._turn_function,
-            lease_ttl_ms=self._lease_ttls_ms(),
-        )
+        self._queue = self._make_queue()
         self._settler = Settler(self, self._queue)
         self.ctx |= {"redis": self.pool, "queue": self._queue}
         if self.on_startup:
             await self.on_startup(self.ctx)
         logger.info("worker_starting owner=%s functions=%s", self.owner, ",".join(self.functions))
         await log_redis_info(self.pool, logger.info)
-        heartbeat = Heartbeat(
-            self._redis_url or "",
-            owner=self.owner,
-            lease_ms=self._lease_ms,
-            health_key=self.health_check_key,
-            health=self._health,
-            held=lambda: set(self._attempts),
-            on_lost=self._lost_from_thread,
-        )
+        heartbeat = self._make_heartbeat()
         await asyncio.to_thread(heartbeat.start)
         chores = [
-            asyncio.create_task(chore, name=name)
-            for name, chore in (
-                ("listen", listen(self.pool, wake=self._wake, abort=self._tend_now)),
-                ("tend", self._tend()),
-                ("reap", Reaper(self.pool, self._queue).run()),
-            )
+            asyncio.create_task(listen(self.pool, wake=self._wake, abort=self._tend_now), name="listen"),
+            asyncio.create_task(self._tend(), name="tend"),
+            asyncio.create_task(Reaper(self.pool, self._queue).run(), name="reap"),
         ]
         try:
             await self._serve()
@@ -343,6 +326,27 @@ class Worker(arq.worker.Worker):
         return (
             f"j_complete={self.jobs_complete} j_failed={self.jobs_failed} "
             f"j_retried={self.jobs_retried} j_ongoing={len(self.tasks)}"
+        )
+
+    def _make_queue(self) -> Queue:
+        return Queue(
+            self.pool,
+            owner=self.owner,
+            lease_ms=self._lease_ms,
+            classes={name: self._slots.class_of(name) for name in self.functions},
+            turn_function=self._turn_function,
+            lease_ttl_ms=self._lease_ttls_ms(),
+        )
+
+    def _make_heartbeat(self) -> Heartbeat:
+        return Heartbeat(
+            self._redis_url or "",
+            owner=self.owner,
+            lease_ms=self._lease_ms,
+            health_key=self.health_check_key,
+            health=self._health,
+            held=lambda: set(self._attempts),
+            on_lost=self._lost_from_thread,
         )
 
     def _make_pool(self) -> ArqRedis:

@@ -32,6 +32,10 @@ def _in_turns(
     return found
 
 
+def _rounds(options: argparse.Namespace) -> str:
+    return f"medians of {options.rounds} rounds taken in turns"
+
+
 def delay(place: Place, options: argparse.Namespace) -> Section:
     jobs = 1500 if options.full else 300
     found = _in_turns(CONTENDERS, options.rounds, lambda c: parts.start_delays(place, c, jobs=jobs))
@@ -42,6 +46,7 @@ def delay(place: Place, options: argparse.Namespace) -> Section:
         ("enqueue to start, 50 jobs/s at random moments, 100 slots", "p50 ms", "p99 ms"),
         [(c.name, figure(p50[c]), figure(p99[c])) for c in CONTENDERS],
         [verdict("p50", p50[PROTOSTAR], 5, " ms"), verdict("p99", p99[PROTOSTAR], 25, " ms")],
+        _rounds(options),
     )
 
 
@@ -61,6 +66,7 @@ def rate(place: Place, options: argparse.Namespace) -> Section:
             for c in CONTENDERS
         ],
         [*_rate_verdicts("from a full queue", drained), *_rate_verdicts("while enqueued", busied)],
+        _rounds(options),
     )
 
 
@@ -83,7 +89,9 @@ def workers(place: Place, options: argparse.Namespace) -> Section:
         one, three = (median(pair[i] for pair in pairs) for i in (0, 1))
         rows.append((kind, figure(one), figure(three), figure(three / one)))
         verdicts.append(verdict(kind, three / one, 1.8 if hold_ms else 1.0, " x", at_least=True))
-    return Section("workers", ("jobs a second", "one worker", "three workers", "ratio"), rows, verdicts)
+    return Section(
+        "workers", ("jobs a second", "one worker", "three workers", "ratio"), rows, verdicts, _rounds(options)
+    )
 
 
 def idle(place: Place, options: argparse.Namespace) -> Section:
@@ -99,6 +107,7 @@ def idle(place: Place, options: argparse.Namespace) -> Section:
             verdict("CPU", mine.cpu_percent, 1, " % of a core"),
             verdict("Redis, with the commands inside scripts", mine.commands, 50, " commands/s"),
         ],
+        f"{seconds:g} s each, once",
     )
 
 
@@ -111,6 +120,7 @@ def kill(place: Place, options: argparse.Namespace) -> Section:
         ("kill -9 of the worker that runs the job, until its start in another", "p50 s", "p95 s", "longest s"),
         [(f"**protostar**, lease 15 s, {kills} kills", figure(p50_s), figure(p95_s), figure(max(times_s)))],
         [verdict("p95", p95_s, 2, " s")],
+        f"{kills} kills, one after the other",
     )
 
 
@@ -125,6 +135,7 @@ def freeze(place: Place, options: argparse.Namespace) -> Section:
         ("a host that stops without closing its connections, until its job's start elsewhere", "median s", "longest s"),
         [(f"**protostar**, lease {s:g} s", figure(median(times_s[s])), figure(max(times_s[s]))) for s in leases_s],
         [verdict(f"lease {s:g} s, the longest", max(times_s[s]), s + 1, " s") for s in leases_s],
+        f"{len(times_s[leases_s[0]])} freezes each",
     )
 
 
@@ -144,13 +155,12 @@ def main() -> None:
     account = server_account()
     with temporary_base_folder(account) as base, Redis(base, account) as server:
         place = Place(server.url, server.pid, base, peers_python(ROOT))
-        setup = f"{'full, ' if options.full else ''}medians of {options.rounds} rounds taken in turns"
         for name in options.parts or PARTS:
             print(f"{name} ...", flush=True)
             section = PARTS[name](place, options)
-            print(section.markdown(setup), flush=True)
+            print(section.markdown(), flush=True)
             if not options.keep:
-                write(section, setup)
+                write(section)
 
 
 if __name__ == "__main__":

@@ -16,18 +16,19 @@ README: Final = Path(__file__).with_name("README.md")
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """What one part found: a table, and what it means next to its targets."""
+    """What one part found: a table, what it means next to its targets, and how often it was measured."""
 
     part: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     verdicts: Sequence[str]
+    setup: str
 
-    def markdown(self, setup: str) -> str:
-        """The section's text; `setup` says how it was measured."""
+    def markdown(self) -> str:
+        """The section's text."""
         lines = [_line(self.header), _line(["---", *("---:" for _ in self.header[1:])]), *map(_line, self.rows)]
         notes = [f"- {verdict}" for verdict in self.verdicts]
-        return "\n".join([*lines, "", *notes, "", f"{_machine()}; {setup}."])
+        return "\n".join([*lines, "", *notes, "", f"{_machine()}; {self.setup}."])
 
 
 def verdict(what: str, value: float, target: float, unit: str, *, at_least: bool = False) -> str:
@@ -42,13 +43,13 @@ def figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def write(section: Section, setup: str) -> None:
+def write(section: Section) -> None:
     """Replace the part's text in the README."""
     text, begin, end = README.read_text(), f"<!-- {section.part} -->", f"<!-- /{section.part} -->"
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     if not pattern.search(text):
         raise ValueError(f"{README.name} has no markers {begin} and {end}; put them where the table belongs")
-    README.write_text(pattern.sub(lambda _: f"{begin}\n{section.markdown(setup)}\n{end}", text))
+    README.write_text(pattern.sub(lambda _: f"{begin}\n{section.markdown()}\n{end}", text))
 
 
 def _line(cells: Sequence[str]) -> str:

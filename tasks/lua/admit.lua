@@ -4,8 +4,9 @@
 local function classify(id, classes, turn_function)
   local payload = call_or_nil('GET', JOB_PREFIX .. id)
   local readable, job = pcall(cjson.decode, payload or '')
-  if not readable or type(job) ~= 'table' then return classes[turn_function], '' end
-  local class = classes[job.f] or classes[turn_function]
+  local class = classes[turn_function] or DEFAULT_CLASS
+  if not readable or type(job) ~= 'table' then return class, '' end
+  class = classes[job.f] or class
   local arguments = job.k
   if job.f ~= turn_function or type(arguments) ~= 'table' then return class, '' end
   local user, session = arguments.user_uuid, arguments.session_id
