@@ -14,13 +14,12 @@ from arq import cron, func
 from arq.connections import RedisSettings
 from arq.cron import CronJob
 from arq.typing import WorkerCoroutine
+from protostar_client.codec import dump_json, load_json
 from protostar_client.contract import (
     GENERATE_CHAT,
     READ_HISTORY,
     REINDEX_CORPUS,
     SUMMARIZE_MESSAGE,
-    dump_json,
-    load_json,
 )
 
 from models.database import DatabaseError, connect, tortoise_config
@@ -30,6 +29,7 @@ from rag.providers.factory import make_provider
 from rag.tokens import TokenCounter
 from settings import JobClass, SettingsError, load_settings
 from tasks.chat import generate_chat
+from tasks.connection import StartupError
 from tasks.context import Tools
 from tasks.endings import tell_failure
 from tasks.events import EventLog
@@ -39,7 +39,7 @@ from tasks.outbox import OutboxRelay
 from tasks.reindex import reindex_corpus
 from tasks.retry import MAX_TRIES
 from tasks.summary import summarize_message
-from tasks.worker import StartupError, Worker
+from tasks.worker import Worker
 
 try:
     SETTINGS: Final = load_settings()

@@ -22,6 +22,7 @@ from uuid import UUID, uuid4
 
 from arq.constants import expires_extra_ms
 from protostar_client import keys
+from protostar_client.codec import dump_json
 from protostar_client.contract import (
     GENERATE_CHAT,
     JOB_ID_MAX_CHARACTERS,
@@ -32,7 +33,6 @@ from protostar_client.contract import (
     SessionId,
     Text,
     clean_text,
-    dump_json,
 )
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from redis.asyncio import Redis

@@ -18,15 +18,15 @@ from secrets import token_hex
 from typing import Any, ClassVar, Final
 
 import arq.worker
-from arq.connections import ArqRedis, log_redis_info
+from arq.connections import log_redis_info
 from arq.constants import default_queue_name
 from arq.utils import timestamp_ms
 from protostar_client.contract import ErrorCode, JobError
 from protostar_client.keys import DEFAULT_CLASS
-from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
 from tasks.attempt import Attempt, Ending, LeaseLostError, Outcome, run_attempt
+from tasks.connection import StartupError, connect
 from tasks.lease import Heartbeat
 from tasks.listen import listen
 from tasks.queue import REDIS_TIMEOUT_S, Claim, Queue
@@ -44,10 +44,6 @@ LEASE_TTL_EXTRA_S: Final = 600.0
 
 Hook = Callable[[dict[Any, Any]], Awaitable[Any]]
 OnFailure = Callable[[dict[Any, Any], "Attempt", JobError | asyncio.CancelledError], Awaitable[None]]
-
-
-class StartupError(Exception):
-    """The worker can't start; the message is one line that says why and what to do."""
 
 
 class Worker(arq.worker.Worker):
@@ -106,8 +102,12 @@ class Worker(arq.worker.Worker):
     async def main(self) -> None:
         """Serve the queue until a signal, or in burst mode until it is empty."""
         if self._pool is None:
-            self._pool = self._make_pool()
-        await self._ping()
+            self._pool = await connect(
+                self._redis_url,
+                job_serializer=self.job_serializer,
+                job_deserializer=self.job_deserializer,
+                expires_extra_ms=self.expires_extra_ms,
+            )
         self._queue = self._make_queue()
         self._settler = Settler(self, self._queue)
         self.ctx |= {"redis": self.pool, "queue": self._queue}
@@ -348,28 +348,6 @@ class Worker(arq.worker.Worker):
             held=lambda: set(self._attempts),
             on_lost=self._lost_from_thread,
         )
-
-    def _make_pool(self) -> ArqRedis:
-        if self._redis_url is None:
-            raise StartupError("the worker was given no redis_url")
-        # No retries inside the client: a claim that is sent twice would lose the first reply's jobs.
-        # No socket_timeout either: with it redis-py sends under asyncio.wait_for, which before Python 3.12 can
-        # swallow a cancellation. `asyncio.timeout` around the calls bounds them (`tasks.queue.REDIS_TIMEOUT_S`).
-        pool = ConnectionPool.from_url(self._redis_url, socket_connect_timeout=2.0)
-        return ArqRedis(
-            pool,
-            job_serializer=self.job_serializer,
-            job_deserializer=self.job_deserializer,
-            default_queue_name=self.queue_name,
-            expires_extra_ms=self.expires_extra_ms,
-        )
-
-    async def _ping(self) -> None:
-        try:
-            async with asyncio.timeout(REDIS_TIMEOUT_S):
-                await self.pool.ping()
-        except (RedisError, OSError, TimeoutError) as error:
-            raise StartupError(f"Redis can't be used: {error}; check REDIS_URL and the server") from None
 
     def _lease_ttls_ms(self) -> dict[str, int]:
         timeouts_s: dict[str, float] = dict.fromkeys(self._slots.classes, 0.0)

@@ -12,7 +12,7 @@ from protostar_client import (
     JobHandle,
     keys,
 )
-from protostar_client.contract import dump_json, load_json
+from protostar_client.codec import dump_json, load_json
 from redis.asyncio import Redis
 
 USER = UUID("6f1c2f6e-5a0f-4b7e-9d1c-0d4f9a1b2c3d")

@@ -26,7 +26,8 @@ from protostar_client import (
     keys,
     sync,
 )
-from protostar_client.contract import ChatRequest, dump_json, load_json
+from protostar_client.codec import dump_json, load_json
+from protostar_client.contract import ChatRequest
 from redis.asyncio import Redis
 
 from tests.played_worker import ANSWER, USER, PlayedWorker, ask, ids

@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from protostar_client.contract import dump_json
+from protostar_client.codec import dump_json
 from redis.asyncio import Redis
 
 from stack.processes import Process

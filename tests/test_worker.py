@@ -8,7 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 from arq.jobs import Job, JobStatus
-from protostar_client.contract import load_json
+from protostar_client.codec import load_json
 
 from tests.house import House, text_of, until
 

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, Self, get_args
 from uuid import UUID, uuid4
 
 from protostar_client import keys
+from protostar_client.codec import dump_json
 from protostar_client.connection import Connection
 from protostar_client.contract import (
     GENERATE_CHAT,
@@ -18,7 +19,6 @@ from protostar_client.contract import (
     HistoryResult,
     InvalidRequest,
     check_job_id,
-    dump_json,
 )
 from protostar_client.errors import ConnectionLost, QueueFull, SessionBusy
 from protostar_client.handle import JobHandle

@@ -12,8 +12,9 @@ from uuid import UUID
 from redis.asyncio import Redis
 
 from protostar_client import keys
+from protostar_client.codec import load_json
 from protostar_client.connection import Connection
-from protostar_client.contract import ErrorCode, JobError, load_json
+from protostar_client.contract import ErrorCode, JobError
 from protostar_client.entry import AS_STORED_SEQ, EntryId, StreamEntry, parse_entry
 from protostar_client.errors import Cancelled
 

@@ -13,7 +13,8 @@ import uvloop
 from arq import func
 from arq.connections import RedisSettings
 from protostar_client import ChatClient
-from protostar_client.contract import GENERATE_CHAT, dump_json, load_json
+from protostar_client.codec import dump_json, load_json
+from protostar_client.contract import GENERATE_CHAT
 
 from benchmarks.delivery.contenders.arq_producer import stock_producer
 from benchmarks.delivery.contenders.common import (
