@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import shutil
+import ssl
 import subprocess
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
@@ -32,7 +34,17 @@ PIECES: Final = [ANSWER[i : i + 2] for i in range(0, len(ANSWER), 2)]
 
 
 def node(folder: Path, *arguments: str | Path) -> None:
-    done = subprocess.run([NODE, *arguments], cwd=folder, capture_output=True, text=True, timeout=180, check=False)
+    # Node trusts a list of authorities of its own; npm has to trust those of the system, as pip does.
+    authorities = {"NODE_EXTRA_CA_CERTS": ssl.get_default_verify_paths().cafile or ""}
+    done = subprocess.run(
+        [NODE, *arguments],
+        cwd=folder,
+        env=authorities | os.environ,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
