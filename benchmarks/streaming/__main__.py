@@ -86,7 +86,8 @@ def worker(stage: Stage, options: argparse.Namespace) -> Section:
 
 
 def many_readers(stage: Stage, options: argparse.Namespace) -> Section:
-    load = readers.Load(answers=100, readers=1000, rate=RATE, seconds=options.seconds)
+    # Long enough for the reader that stands still to be let go: that takes 1,000 events.
+    load = readers.Load(answers=100, readers=1000, rate=RATE, seconds=max(options.seconds, 25))
     found: dict[int, list[readers.Measured]] = {0: [], 1: []}
     for number in range(options.rounds):
         for stalled in found:

@@ -40,7 +40,8 @@ class Load:
 @dataclass(frozen=True, slots=True)
 class Measured:
     """CPU as shares of a core; milliseconds from the model server's write to the reader; tokens a second as a share
-    of what was to be spoken; `early_p50_ms` is of the first and `late_p50_ms` is of the last third of the watch.
+    of what was to be spoken. `early_p50_ms` and `late_p50_ms` are of the first and the last third of the watch,
+    `delayed_fsyncs` is how often a slow disk has held Redis up, as Redis says.
     """
 
     cpu_percent: float
@@ -52,6 +53,7 @@ class Measured:
     late_p50_ms: float
     sent_percent: float
     arrived_percent: float
+    delayed_fsyncs: float
 
 
 @dataclass(slots=True)
@@ -127,6 +129,7 @@ async def measure(stage: Stage, worker: Process, load: Load, asking: Any) -> Mea
     heard = Heard()
     async with asking(stage, load, heard):
         await asyncio.to_thread(wait_until, heard.all_speak(load.answers), timeout_s=PATIENCE_S, what="all speak")
+        fsyncs_before = _delayed_fsyncs(stage)
         begin_s, cpu_before_s, machine_before_s = time.monotonic(), cpu_s(worker), machine_cpu_s()
         await asyncio.sleep(load.seconds)
         end_s, cpu_after_s, machine_after_s = time.monotonic(), cpu_s(worker), machine_cpu_s()
@@ -148,8 +151,14 @@ async def measure(stage: Stage, worker: Process, load: Load, asking: Any) -> Mea
         late_p50_ms=_percentile(delays_ms[-third:], 50),
         sent_percent=100 * len(sent) / offered,
         arrived_percent=100 * arrived / offered,
+        delayed_fsyncs=_delayed_fsyncs(stage) - fsyncs_before,
     )
 
 
 def _percentile(values: list[float], percent: int) -> float:
     return quantiles(values, n=100)[percent - 1]
+
+
+def _delayed_fsyncs(stage: Stage) -> int:
+    persistence: Any = stage.redis.info("persistence")
+    return int(persistence["aof_delayed_fsync"])
