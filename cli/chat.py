@@ -72,7 +72,8 @@ async def _ask(settings: RedisSettings, question: str, user: UUID, session_id: s
         try:
             await _show(handle)
         except (asyncio.CancelledError, BrokenPipeError):
-            await _cancel(handle)
+            # In a task of its own: before Python 3.11.3 a timeout in a cancelled task raises a second cancellation.
+            await asyncio.create_task(_cancel(handle))
             raise
 
 
