@@ -88,7 +88,6 @@ class Queue:
         redis: Redis,
         *,
         owner: str,
-        lease_ms: int,
         classes: Mapping[str, str],
         turn_function: str,
         lease_ttl_ms: Mapping[str, int],
@@ -96,7 +95,6 @@ class Queue:
         self._redis = redis
         self._finishes = Batch(redis, "finish")
         self.owner = owner
-        self._lease_ms = lease_ms
         self._options = {
             "classes": dict(classes),
             "turn_function": turn_function,

@@ -332,7 +332,6 @@ class Worker(arq.worker.Worker):
         return Queue(
             self.pool,
             owner=self.owner,
-            lease_ms=self._lease_ms,
             classes={name: self._slots.class_of(name) for name in self.functions},
             turn_function=self._turn_function,
             lease_ttl_ms=self._lease_ttls_ms(),
