@@ -131,6 +131,15 @@ class House:
                 if event["type"] in ENDINGS:
                     return
 
+    async def until_said(self, job_id: str, text: str) -> None:
+        """Wait until the log of a running turn holds a text: only then has its worker read it from the model."""
+        said = ""
+        async for event in self.follow(job_id):
+            assert event["type"] not in ENDINGS, event
+            said += event.get("text") or ""
+            if text in said:
+                return
+
     async def result(self, job_id: str) -> dict[str, Any]:
         """ARQ's record of a finished job."""
 

@@ -210,7 +210,7 @@ async def test_an_answer_that_is_added_is_heard_at_once(client: ChatClient, work
         said_s = time.monotonic()
         await worker.say(late.job_id, "1-1", "done", message_id=7, finish_reason="stop")
         assert await asyncio.wait_for(hearing, 5) == ["1-1"]
-        assert time.monotonic() - said_s < feed.BLOCK_MS / 1000 / 4
+        assert time.monotonic() - said_s < feed.BLOCK_MS / 1000 / 2
     for reading in readings:
         reading.cancel()
     await asyncio.gather(*readings, return_exceptions=True)

@@ -208,7 +208,7 @@ async def test_aborting_a_running_job_keeps_what_it_has_and_closes_upstream(shar
     house = shared_house
     house.model.script({"pieces": ["반쪽", "뒤"], "after": 1, "hold": "never"})
     job = await house.ask("질문")
-    await house.model.until_waiting("never")
+    await house.until_said(job.job_id, "반쪽")
     await house.redis.zadd("arq:abort", {job.job_id: int(time.time() * 1000)})
     await house.model.until_idle()
     told = await ending(house, job.job_id)
