@@ -1,9 +1,10 @@
 """Tortoise models: conversations, the corpus index, and the one way to run a transaction."""
 
-from models.conversation import Message, MessageRole, MessageStatus, OutboxJob, Session
+from models.conversation import Charge, Message, MessageRole, MessageStatus, OutboxJob, PromptText, Session
 from models.corpus import Chunk, Document, Generation, Segment
 
 __all__ = [
+    "Charge",
     "Chunk",
     "Document",
     "Generation",
@@ -11,6 +12,7 @@ __all__ = [
     "MessageRole",
     "MessageStatus",
     "OutboxJob",
+    "PromptText",
     "Segment",
     "Session",
 ]

@@ -25,11 +25,16 @@ class MessageStatus(StrEnum):
 
 
 class Session(Model):
-    """A conversation of one user. The same `session_id` of two users is two sessions."""
+    """A conversation of one user. The same `session_id` of two users is two sessions.
+
+    `summary` sums up every turn up to the message `summary_until`; both are null until there are too many turns.
+    """
 
     id = fields.BigIntField(primary_key=True)
     user_uuid = fields.UUIDField()
     session_id = fields.CharField(max_length=128)
+    summary = fields.TextField(null=True)
+    summary_until = fields.BigIntField(null=True)
     created_at = fields.DatetimeField(auto_now_add=True)
     updated_at = fields.DatetimeField(auto_now=True)
 
@@ -44,7 +49,8 @@ class Message(Model):
     """One question or one answer.
 
     `attempt` of a question is the newest attempt that has opened its turn: it fences older attempts.
-    `attempt` of an answer is the attempt that wrote it.
+    `attempt` of an answer is the attempt that wrote it, and `prompt` the recipe by which the prompt it answers can
+    be made again, its texts by their hashes (`PromptText`).
     """
 
     id = fields.BigIntField(primary_key=True)
@@ -57,7 +63,9 @@ class Message(Model):
     summary = fields.TextField(null=True)
     status = fields.CharEnumField(MessageStatus, max_length=16, default=MessageStatus.COMPLETED)
     finish_reason = fields.CharField(max_length=64, null=True)
+    provider = fields.CharField(max_length=32, null=True)
     model = fields.TextField(null=True)
+    prompt: fields.JSONField[dict[str, object]] = fields.JSONField(null=True)
     usage: fields.JSONField[dict[str, object]] = fields.JSONField(null=True)
     sources: fields.JSONField[list[dict[str, object]]] = fields.JSONField(null=True)
     attempt = fields.IntField(default=1)
@@ -85,3 +93,44 @@ class OutboxJob(Model):
         """Table and keys."""
 
         table = "outbox_jobs"
+
+
+class PromptText(Model):
+    """A text that was part of a prompt, kept once however many prompts held it: a persona, a passage, a page."""
+
+    hash = fields.CharField(max_length=64, primary_key=True)
+    """SHA-256 of the UTF-8 text, in hexadecimal digits."""
+    text = fields.TextField()
+
+    class Meta:
+        """Table and keys."""
+
+        table = "prompt_texts"
+
+
+class Charge(Model):
+    """What one attempt of a job cost at the provider, written when its request is sent and again when it is over.
+
+    `outcome` is null while the request is under way. `user_uuid` is null where the cost is nobody's, as that of
+    reindexing. `cost` is in the provider's currency and null where it names none.
+    """
+
+    id = fields.BigIntField(primary_key=True)
+    job_id = fields.CharField(max_length=256)
+    attempt = fields.IntField()
+    user_uuid = fields.UUIDField(null=True)
+    provider = fields.CharField(max_length=32)
+    model = fields.TextField()
+    input_tokens = fields.IntField()
+    output_tokens = fields.IntField(default=0)
+    cost = fields.DecimalField(max_digits=18, decimal_places=10, null=True)
+    estimated = fields.BooleanField(default=True)
+    outcome = fields.CharField(max_length=32, null=True)
+    created_at = fields.DatetimeField(auto_now_add=True)
+
+    class Meta:
+        """Table and keys."""
+
+        table = "charges"
+        unique_together = (("job_id", "attempt"),)
+        indexes = (Index(fields=("user_uuid", "created_at")),)
