@@ -29,6 +29,8 @@ FLUSH_S: Final = 0.010
 RETRY_S: Final = 0.25
 VERSION: Final = 1
 
+_encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
 
 @dataclass(slots=True)
 class _Entry:
@@ -298,4 +300,4 @@ def _mirror(event_type: EventType, fields: dict[str, Any], answer: Answer) -> by
 
 def _json(value: dict[str, Any]) -> bytes:
     # What a request that was refused held may be no text: half a surrogate pair becomes a question mark.
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+    return _encode(value).encode(errors="replace")

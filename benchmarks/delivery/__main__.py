@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Final, TypeVar
 
@@ -12,12 +13,14 @@ from benchmarks.delivery import parts
 from benchmarks.delivery.catalogue import CONTENDERS, PROTOSTAR, Contender
 from benchmarks.delivery.parts import percentile
 from benchmarks.delivery.peers import peers_python
-from benchmarks.delivery.report import Section, figure, verdict, write
 from benchmarks.delivery.stage import ROOT, Place
+from benchmarks.report import Section, figure, verdict, write
 from stack.places import server_account, temporary_base_folder
 from stack.redis import Redis
 
 T = TypeVar("T")
+
+README: Final = Path(__file__).with_name("README.md")
 
 
 def _in_turns(
@@ -160,7 +163,7 @@ def main() -> None:
             section = PARTS[name](place, options)
             print(section.markdown(), flush=True)
             if not options.keep:
-                write(section)
+                write(section, README)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The measurements. Each returns plain numbers; `report.py` makes the table of them."""
+"""The measurements. Each returns plain numbers; `benchmarks.report` makes the table of them."""
 
 from __future__ import annotations
 

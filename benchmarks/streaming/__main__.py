@@ -8,18 +8,19 @@ import os
 import random
 from collections.abc import Coroutine
 from dataclasses import asdict
+from pathlib import Path
 from statistics import median
 from typing import Any, Final, TypeVar
 
 import uvloop
 
-from benchmarks.delivery.report import Section, figure, verdict
-from benchmarks.streaming import memory, readers, resume, streams
-from benchmarks.streaming.report import write
+from benchmarks.report import Section, figure, verdict, write
+from benchmarks.streaming import faults, memory, readers, resume, streams
 from benchmarks.streaming.stage import Stage, on_stage
 
 T = TypeVar("T")
 
+README: Final = Path(__file__).with_name("README.md")
 RATE: Final = 50
 OURS: Final = "**protostar**"
 OLDER: Final = "typed SDK, PUBLISH a token"
@@ -53,7 +54,17 @@ def worker(stage: Stage, options: argparse.Namespace) -> Section:
             found[name, answers].append(measured)
     medians = {case: _medians(measured) for case, measured in found.items()}
     hundred, three_hundred = medians[OURS, 100], medians[OURS, 300]
-    columns = ("cpu_percent", "cpu_us_a_token", "p50_ms", "p99_ms", "sent_percent", "arrived_percent")
+    columns = (
+        "cpu_percent",
+        "cpu_us_a_token",
+        "p50_ms",
+        "p99_ms",
+        "sent_percent",
+        "arrived_percent",
+        "machine_percent",
+        "redis_still_ms",
+        "readers_still_ms",
+    )
     return Section(
         "worker",
         (
@@ -65,11 +76,13 @@ def worker(stage: Stage, options: argparse.Namespace) -> Section:
             "sent %",
             "arrived %",
             "machine %",
+            "Redis still ms",
+            "readers still ms",
         ),
         [
             (
                 f"{name}, {answers}",
-                *(figure(medians[name, answers][column]) for column in (*columns, "machine_percent")),
+                *(figure(medians[name, answers][column]) for column in columns),
             )
             for name, answers in cases
         ],
@@ -162,14 +175,47 @@ def kept(stage: Stage, options: argparse.Namespace) -> Section:
     )
 
 
-PARTS: Final = {"worker": worker, "readers": many_readers, "resume": resuming, "memory": kept}
+def surviving(stage: Stage, options: argparse.Namespace) -> Section:
+    rows = []
+    for fault in faults.FAULTS:
+        stage.clear()
+        stage.start_worker()
+        found = _run(faults.measure(stage, fault))
+        print(f"  {fault.name}: {found}", flush=True)
+        endings = "; ".join(f"{count} x {ending}" for ending, count in found.endings.items())
+        whole, stored = (f"{count} of {faults.ANSWERS}" for count in (found.whole, found.stored))
+        rows.append((fault.name, figure(found.held_percent), whole, stored, figure(found.longest_silence_s), endings))
+    return Section(
+        "faults",
+        (
+            "Redis, in the middle of an answer",
+            "% of it held in the end",
+            "held whole",
+            "stored whole",
+            "longest silence s",
+            "what readers heard",
+        ),
+        rows,
+        [],
+        f"{faults.ANSWERS} answers of {faults.TOKENS} tokens each, once; "
+        f"load average before the run {options.load_average:.1f}",
+    )
+
+
+PARTS: Final = {
+    "worker": worker,
+    "readers": many_readers,
+    "resume": resuming,
+    "memory": kept,
+    "faults": surviving,
+}
 
 
 def main() -> None:
     """Measure, print, and write into the README."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.streaming", description="Streaming, side by side.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all without one")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of each case, taken in turns")
+    parser.add_argument("--rounds", type=int, default=1, help="measurements of each case, taken in turns")
     parser.add_argument("--seconds", type=float, default=10, help="how long each is watched")
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000), help="of who resumes and dies when")
     parser.add_argument("--keep", action="store_true", help="print only; leave the README as it is")
@@ -183,7 +229,7 @@ def main() -> None:
             section = PARTS[name](stage, options)
             print(section.markdown(), flush=True)
             if not options.keep:
-                write(section)
+                write(section, README)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,11 @@ _WHOLE: Final = (
 )
 
 
+def spoken(tokens: int) -> str:
+    """The answer to a question with `text=words`."""
+    return "".join(_WORDS[number % len(_WORDS)] for number in range(tokens))
+
+
 class Conversation(asyncio.Protocol):
     """One connection: a request, its answer, the next request."""
 

@@ -39,6 +39,7 @@ class Stage:
     base_url: str
     folder: Path
     redis: redis.Redis
+    server: Redis
     workers: list[Process] = field(default_factory=list)
     _started: int = 0
 
@@ -46,7 +47,11 @@ class Stage:
         """One of our workers, serving."""
         before = self._owners()
         worker = self.launch(**environment)
-        wait_until(lambda: bool(self._owners() - before), timeout_s=START_S, what="the worker serves")
+        try:
+            wait_until(lambda: bool(self._owners() - before), timeout_s=START_S, what="the worker serves")
+        except Exception as error:
+            error.add_note(worker.last_lines(20))
+            raise
         return worker
 
     def launch(self, **environment: str) -> Process:
@@ -115,7 +120,7 @@ def on_stage() -> Iterator[Stage]:
         asyncio.run(migrate(postgres.url(_DATABASE)))
         (base / "corpus").mkdir()
         (base / "corpus" / "delivery.md").write_text(_DOCUMENT)
-        stage = Stage(server.url, postgres.url(_DATABASE), base_url, base, client)
+        stage = Stage(server.url, postgres.url(_DATABASE), base_url, base, client, server)
         try:
             yield stage
         finally:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
+from array import array
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from stack.processes import Process, wait_until
 
 WARM_UP_TOKENS: Final = 25
 PATIENCE_S: Final = 60.0
+_PROBE_S: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,8 @@ class Load:
 class Measured:
     """CPU as shares of a core; milliseconds from the model server's write to the reader; tokens a second as a share
     of what was to be spoken. `early_p50_ms` and `late_p50_ms` are of the first and the last third of the watch,
-    `delayed_fsyncs` is how often a slow disk has held Redis up, as Redis says.
+    `delayed_fsyncs` is how often a slow disk has held Redis up, as Redis says; `redis_still_ms` and
+    `readers_still_ms` are the longest that Redis and the readers' process stood still: a stall without one is ours.
     """
 
     cpu_percent: float
@@ -54,20 +58,27 @@ class Measured:
     sent_percent: float
     arrived_percent: float
     delayed_fsyncs: float
+    redis_still_ms: float
+    readers_still_ms: float
 
 
 @dataclass(slots=True)
 class Heard:
-    """When tokens were sent and when they arrived, in nanoseconds of the monotonic clock."""
+    """When tokens were sent and when they arrived, in nanoseconds of the monotonic clock.
 
-    moments: list[tuple[int, int]] = field(default_factory=list)
+    In arrays, because half a million tuples would have Python's garbage collector stop the readers.
+    """
+
+    sent: array[int] = field(default_factory=lambda: array("q"))
+    arrived: array[int] = field(default_factory=lambda: array("q"))
     counts: dict[str, int] = field(default_factory=dict)
 
     def hear(self, answer: str, text: str) -> None:
         """Note the tokens of an event."""
         now = time.monotonic_ns()
-        sent = [int(moment) for moment in text.split()]
-        self.moments += [(moment, now) for moment in sent]
+        sent = array("q", map(int, text.split()))
+        self.sent += sent
+        self.arrived.extend([now] * len(sent))
         self.counts[answer] = self.counts.get(answer, 0) + len(sent)
 
     def all_speak(self, answers: int) -> Callable[[], bool]:
@@ -129,16 +140,19 @@ async def measure(stage: Stage, worker: Process, load: Load, asking: Any) -> Mea
     heard = Heard()
     async with asking(stage, load, heard):
         await asyncio.to_thread(wait_until, heard.all_speak(load.answers), timeout_s=PATIENCE_S, what="all speak")
+        still = asyncio.create_task(_longest_stills_ms(stage, load.seconds))
         fsyncs_before = _delayed_fsyncs(stage)
         begin_s, cpu_before_s, machine_before_s = time.monotonic(), cpu_s(worker), machine_cpu_s()
         await asyncio.sleep(load.seconds)
         end_s, cpu_after_s, machine_after_s = time.monotonic(), cpu_s(worker), machine_cpu_s()
         watched_s = end_s - begin_s
+        redis_still_ms, readers_still_ms = await still
         # What was sent at the very end is still on its way.
         await asyncio.sleep(1)
     begin, end = int(begin_s * 1e9), int(end_s * 1e9)
-    sent = sorted((sent, arrived - sent) for sent, arrived in heard.moments if begin <= sent < end)
-    arrived = sum(begin <= arrived < end for _, arrived in heard.moments)
+    moments = zip(heard.sent, heard.arrived, strict=True)
+    sent = sorted((sent, arrived - sent) for sent, arrived in moments if begin <= sent < end)
+    arrived = sum(begin <= arrived < end for arrived in heard.arrived)
     delays_ms = [delay / 1e6 for _, delay in sent]
     third, offered = len(delays_ms) // 3, load.answers * load.rate * watched_s
     return Measured(
@@ -152,11 +166,27 @@ async def measure(stage: Stage, worker: Process, load: Load, asking: Any) -> Mea
         sent_percent=100 * len(sent) / offered,
         arrived_percent=100 * arrived / offered,
         delayed_fsyncs=_delayed_fsyncs(stage) - fsyncs_before,
+        redis_still_ms=redis_still_ms,
+        readers_still_ms=readers_still_ms,
     )
 
 
+async def _longest_stills_ms(stage: Stage, seconds: float) -> tuple[float, float]:
+    """The longest that Redis left a PING without an answer, and that this process did not run, in milliseconds."""
+    end_s, redis_s, own_s = time.monotonic() + seconds, 0.0, 0.0
+    async with redis.asyncio.Redis.from_url(stage.redis_url) as server:
+        while (before_s := time.monotonic()) < end_s:
+            await asyncio.sleep(_PROBE_S)
+            asked_s = time.monotonic()
+            await server.execute_command("PING")
+            redis_s = max(redis_s, time.monotonic() - asked_s)
+            own_s = max(own_s, asked_s - before_s - _PROBE_S)
+    return 1000 * redis_s, 1000 * own_s
+
+
 def _percentile(values: list[float], percent: int) -> float:
-    return quantiles(values, n=100)[percent - 1]
+    # What was sent and did not arrive has no delay yet: on a full machine that may be nearly everything.
+    return quantiles(values, n=100)[percent - 1] if len(values) > 1 else math.inf
 
 
 def _delayed_fsyncs(stage: Stage) -> int:

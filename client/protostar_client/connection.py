@@ -66,7 +66,7 @@ class Connection:
         return await self._call(operation, patience_s=self._patience_s, gate=self._gate)
 
     async def block(self, operation: Callable[[Redis], Awaitable[T]]) -> T:
-        """As `call`, for the one operation that keeps a connection nearly all the time."""
+        """As `call`, but out of turn: for operations of which there is never more than one at a time."""
         return await self._call(operation, patience_s=self._patience_s)
 
     async def run_script(self, name: str, *, keys: list[str], args: list[str | bytes | int]) -> tuple[Any, bool]:

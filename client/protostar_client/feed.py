@@ -36,6 +36,7 @@ class Subscription:
         self._events: deque[tuple[Event, EntryId]] = deque()
         self._is_over = False
         self._error: Exception | None = None
+        self._loop = asyncio.get_running_loop()  # asking for it at each event would cost a system call
         self._waiter: asyncio.Future[None] | None = None
 
     async def next(self) -> tuple[Event, EntryId] | None:
@@ -50,7 +51,7 @@ class Subscription:
                 raise self._error
             if self._is_over:
                 return None
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = self._loop.create_future()
             await self._waiter
         return self._events.popleft()
 
@@ -94,7 +95,8 @@ class _Stream:
                 self.end(error)
                 return False
             self.cursor = entry_id
-            self.readers -= {reader for reader in self.readers if not reader.offer(entry_id, event)}
+            for reader in [reader for reader in self.readers if not reader.offer(entry_id, event)]:
+                self.readers.discard(reader)
             if event.is_ending:
                 self.end()
         return bool(self.readers)
@@ -171,25 +173,29 @@ class Feed:
             await asyncio.sleep(max(0.0, last_s + PACE_S - loop.time()))
             last_s = loop.time()
             try:
-                self._hand_on(await self._read())
+                asked = dict(self._streams)
+                self._hand_on(await self._read(asked), asked)
             except RedisRefused:  # one key's fault, most likely: each reader finds out about its own
                 await asyncio.sleep(_REFUSED_PAUSE_S)
                 self._end_all(None)
             except Exception as error:  # nobody may wait for a read that has ended
                 self._end_all(error)
 
-    async def _read(self) -> Any:
+    async def _read(self, asked: dict[str, _Stream]) -> Any:
         self._unread = False
-        cursors: dict[Any, Any] = {key: str(stream.cursor) for key, stream in self._streams.items()}
+        cursors: dict[Any, Any] = {key: str(stream.cursor) for key, stream in asked.items()}
         cursors[self._wake_key] = self._wake_cursor
         return await self._connection.block(lambda redis: redis.xread(cursors, count=BATCH, block=BLOCK_MS))
 
-    def _hand_on(self, reply: Any) -> None:
+    def _hand_on(self, reply: Any, asked: dict[str, _Stream]) -> None:
         for name, entries in reply:
             key = name.decode()
             if key == self._wake_key:
                 self._wake_cursor = entries[-1][0].decode()
-            elif (stream := self._streams.get(key)) and not stream.hand_on(entries):
+                continue
+            stream = asked[key]
+            # One that was left and joined again meanwhile starts elsewhere, and has its own read.
+            if self._streams.get(key) is stream and not stream.hand_on(entries):
                 del self._streams[key]
 
     async def _wake(self) -> None:
@@ -199,7 +205,8 @@ class Feed:
                 await asyncio.sleep(PACE_S)
                 if not self._unread or not self._streams:
                     return
-                await self._connection.call(self._write_wake)
+                # Not `call`, whose queue may be a thousand readers long who have just come.
+                await self._connection.block(self._write_wake)
         except (ConnectionLost, RedisRefused):
             pass  # the block ends by itself within BLOCK_MS
 

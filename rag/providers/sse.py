@@ -19,7 +19,7 @@ class EventReader:
     """Reads events, however their bytes are cut. Comments and all fields but `data` are passed over."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()
         self._data: list[bytes] = []
         self._data_bytes = 0
         self._at_start = True
@@ -32,9 +32,14 @@ class EventReader:
         Raises:
             MalformedEventError: the data of an event is not a JSON object.
         """
-        lines = (self._rest + received).splitlines(keepends=True)
-        # A carriage return at the end may be the first half of a line end.
-        self._rest = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
+        may_end_a_line = self._rest.endswith(b"\r") or b"\n" in received or b"\r" in received
+        self._rest += received
+        if may_end_a_line:  # a line without an end is looked through once, not at every read
+            lines = bytes(self._rest).splitlines(keepends=True)
+            # A carriage return at the end may be the first half of a line end.
+            self._rest = bytearray(lines.pop() if lines and not lines[-1].endswith(b"\n") else b"")
+        else:
+            lines = []
         self._check_length(len(self._rest))
         for line in lines:
             yield from self._take(line)
@@ -45,7 +50,7 @@ class EventReader:
         Raises:
             MalformedEventError: the stream ended in the middle of it.
         """
-        rest, self._rest = self._rest, b""
+        rest, self._rest = bytes(self._rest), bytearray()
         yield from self._take(rest)
         yield from self._take(b"")
 

@@ -48,13 +48,23 @@ class Limits:
 
 
 class Patience:
-    """How long is still waited for a token. Only waiting uses it up, so a slow reader stalls nobody."""
+    """How long is still waited for a token. Only waiting uses it up, so a slow reader stalls nobody.
+
+    One timer looks from time to time whether the deadline, which every wait sets anew, has passed: to set and
+    clear a timer around each read costs as much as the reading.
+    """
 
     def __init__(self, provider: str, limits: Limits) -> None:
         self._provider = provider
         self._limits = limits
         self._limit_s = limits.first_token_s
         self._left_s = limits.first_token_s
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = 0.0
+        self._deadline_s = 0.0
+        self._waiting: asyncio.Task[Any] | None = None
+        self._is_over = False
 
     async def wait(self, awaitable: Awaitable[T]) -> T:
         """Await within what is left.
@@ -62,18 +72,38 @@ class Patience:
         Raises:
             StalledError: nothing came in time.
         """
-        loop = asyncio.get_running_loop()
-        start = loop.time()
-        limit = asyncio.timeout(self._left_s)
         try:
-            async with limit:
-                return await awaitable
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise StalledError(f"{self._provider} sent no token within {self._limit_s:g} s; try again") from None
+            return await self.wait_for_part(awaitable)
         finally:
-            self._left_s -= loop.time() - start
+            self.rest()
+
+    async def wait_for_part(self, awaitable: Awaitable[T]) -> T:
+        """As `wait`, for one of many waits; call `rest` after the last one."""
+        task = asyncio.current_task(self._loop)
+        assert task is not None, "only a task can wait"
+        cancels_before = task.cancelling()
+        start_s = self._loop.time()
+        self._deadline_s, self._is_over, self._waiting = start_s + self._left_s, False, task
+        self._set_timer()
+        try:
+            return await awaitable
+        except asyncio.CancelledError:
+            # Told apart as `asyncio.timeout` does it since 3.11.3: somebody else may cancel at the same moment,
+            # and a task that is ending may have been cancelled before.
+            if self._is_over and task.cancelling() <= cancels_before + 1:
+                raise StalledError(f"{self._provider} sent no token within {self._limit_s:g} s; try again") from None
+            raise
+        finally:
+            self._waiting = None
+            self._left_s -= self._loop.time() - start_s
+            if self._is_over:
+                task.uncancel()
+
+    def rest(self) -> None:
+        """Clear the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def renew(self) -> None:
         """A token came."""
@@ -82,6 +112,22 @@ class Patience:
     def shorten(self) -> None:
         """The finish reason came: wait for the usage, and not for long."""
         self._left_s = min(self._left_s, USAGE_WAIT_S)
+
+    def _set_timer(self) -> None:
+        if self._timer is None or self._deadline_s < self._timer_s:
+            self.rest()
+            self._timer_s = self._deadline_s
+            self._timer = self._loop.call_at(self._deadline_s, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._waiting is None:
+            return
+        if self._loop.time() < self._deadline_s:
+            self._set_timer()
+        else:
+            self._is_over = True
+            self._waiting.cancel()
 
 
 async def read_parts(
@@ -110,6 +156,8 @@ async def read_parts(
             # What breaks after the finish reason breaks nothing of the answer.
             if not answer.finish_reason:
                 raise
+        finally:
+            patience.rest()
     yield answer.finish()
 
 
@@ -121,7 +169,7 @@ async def _chunks(
     async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_bytes())) as received:
         while not events.done:
             try:  # as `translator.guard()` does, which would cost a tenth of every token
-                data = await patience.wait(anext(received, None))
+                data = await patience.wait_for_part(anext(received, None))
             except ProviderError:
                 raise
             except Exception as error:

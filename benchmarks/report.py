@@ -1,4 +1,4 @@
-"""Tables in Markdown, with the machine and the day, kept in the README between markers."""
+"""Tables in Markdown, with the machine and the day, kept in a README between markers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
-
-README: Final = Path(__file__).with_name("README.md")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +40,17 @@ def figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def write(section: Section) -> None:
-    """Replace the part's text in the README."""
-    text, begin, end = README.read_text(), f"<!-- {section.part} -->", f"<!-- /{section.part} -->"
+def write(section: Section, readme: Path) -> None:
+    """Replace the part's text in a README.
+
+    Raises:
+        ValueError: the README has no place for it.
+    """
+    text, begin, end = readme.read_text(), f"<!-- {section.part} -->", f"<!-- /{section.part} -->"
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     if not pattern.search(text):
-        raise ValueError(f"{README.name} has no markers {begin} and {end}; put them where the table belongs")
-    README.write_text(pattern.sub(lambda _: f"{begin}\n{section.markdown()}\n{end}", text))
+        raise ValueError(f"{readme.name} has no markers {begin} and {end}; put them where the table belongs")
+    readme.write_text(pattern.sub(lambda _: f"{begin}\n{section.markdown()}\n{end}", text))
 
 
 def _line(cells: Sequence[str]) -> str:
