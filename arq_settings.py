@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -19,25 +20,33 @@ from protostar_client.contract import (
     GENERATE_CHAT,
     READ_HISTORY,
     REINDEX_CORPUS,
+    ROLL_UP_SESSION,
     SUMMARIZE_MESSAGE,
 )
 
 from models.database import DatabaseError, connect, tortoise_config
+from rag.embedding import make_embedder
+from rag.prompt import Count
 from rag.prompt_files import Prompts, PromptsError, load_prompts
 from rag.providers import FatalProviderError, Provider
 from rag.providers.factory import make_provider
 from rag.tokens import TokenCounter
 from settings import JobClass, SettingsError, load_settings
+from tasks.calibration import TokenRatios
 from tasks.chat import generate_chat
 from tasks.connection import StartupError
 from tasks.context import Tools
 from tasks.endings import tell_failure
 from tasks.events import EventLog
+from tasks.gate import Gate
+from tasks.gated_provider import GatedProvider
 from tasks.history import read_history
 from tasks.legacy import OlderIntake
 from tasks.outbox import OutboxRelay
+from tasks.rate_limit import RateLimits
 from tasks.reindex import reindex_corpus
 from tasks.retry import MAX_TRIES
+from tasks.rollup import roll_up_session
 from tasks.summary import summarize_message
 from tasks.worker import Worker
 
@@ -67,26 +76,34 @@ async def start(ctx: dict[Any, Any]) -> None:
             prompts = load_prompts(SETTINGS.prompts_dir)
             _check_corpus(SETTINGS.corpus_dir)
             tokens = TokenCounter(SETTINGS.chat_model)
-            _check_window(prompts, tokens)
+            ratios = TokenRatios(ctx["redis"], tokens, SETTINGS.chat_model)
+            _check_window(prompts, await ratios.count())
             provider = _provider()
         except (DatabaseError, PromptsError, FatalProviderError) as error:
             raise StartupError(str(error)) from None
         stack.push_async_callback(provider.close)
+        stack.push_async_callback(ratios.close)
         outbox = OutboxRelay(ctx["redis"])
         stack.push_async_callback(outbox.close)
         events = EventLog(ctx["redis"], owner=ctx["queue"].owner, ttl_s=SETTINGS.event_ttl)
         stack.push_async_callback(events.close)
+        gated = _gated(ctx, provider)
         ctx["tools"] = Tools(
             settings=SETTINGS,
-            provider=provider,
+            provider=gated,
+            embedder=make_embedder(SETTINGS, provider=gated),
             prompts=prompts,
             tokens=tokens,
+            ratios=ratios,
             events=events,
             outbox=outbox,
             raise_attempt=ctx["queue"].raise_attempt,
         )
         stack.push_async_callback(OlderIntake(ctx["redis"]).close)
         ctx[_CLOSE] = stack.pop_all()
+    # A full collection stops every stream while it looks through what start-up made, none of which is garbage.
+    gc.collect()
+    gc.freeze()
 
 
 def _check_corpus(folder: Path) -> None:
@@ -99,10 +116,10 @@ def _check_corpus(folder: Path) -> None:
         logger.warning("corpus_empty folder=%s put Markdown files into it", folder)
 
 
-def _check_window(prompts: Prompts, tokens: TokenCounter) -> None:
+def _check_window(prompts: Prompts, count: Count) -> None:
     """A window that no question fits into would fail every job and blame the asker."""
     for mode, persona in prompts.personas.items():
-        needed = tokens.count(persona) + SETTINGS.max_output_tokens + LEAST_ROOM_TOKENS
+        needed = count(persona) + SETTINGS.max_output_tokens + LEAST_ROOM_TOKENS
         if needed > SETTINGS.context_window:
             raise StartupError(
                 f"PROTOSTAR_CONTEXT_WINDOW is {SETTINGS.context_window}; the persona of mode {mode}, the answer's "
@@ -118,14 +135,33 @@ def _log_as_arq() -> None:
 
 
 def _provider() -> Provider:
-    key = SETTINGS.openrouter_api_key if SETTINGS.provider == "openrouter" else SETTINGS.openai_api_key
+    is_openrouter = SETTINGS.provider == "openrouter"
+    key = SETTINGS.openrouter_api_key if is_openrouter else SETTINGS.openai_api_key
+    base_url = SETTINGS.openrouter_base_url if is_openrouter else SETTINGS.openai_base_url
     return make_provider(
         SETTINGS.provider,
         api_key=key.get_secret_value() if key else "",
-        base_url=SETTINGS.openai_base_url if SETTINGS.provider == "openai" else None,
+        base_url=base_url.get_secret_value() if base_url else None,
         first_token_timeout_s=SETTINGS.first_token_timeout,
         stall_timeout_s=SETTINGS.stall_timeout,
     )
+
+
+def _gated(ctx: dict[Any, Any], provider: Provider) -> GatedProvider:
+    limits = RateLimits(
+        ctx["redis"],
+        requests_per_minute=SETTINGS.requests_per_minute,
+        tokens_per_minute=SETTINGS.tokens_per_minute,
+    )
+    gate = Gate(
+        ctx["redis"],
+        provider=provider.name,
+        owner=ctx["queue"].owner,
+        first_token_s=SETTINGS.first_token_timeout,
+        longest_wait_s=SETTINGS.provider_wait,
+        limits=limits,
+    )
+    return GatedProvider(provider, gate)
 
 
 async def stop(ctx: dict[Any, Any]) -> None:
@@ -172,6 +208,8 @@ class WorkerSettings:
     functions = [
         func(_as_job(generate_chat), name=GENERATE_CHAT),
         func(_as_job(summarize_message), name=SUMMARIZE_MESSAGE),
+        # Without a result of a failure that would keep its id, a later turn can try again.
+        func(_as_job(roll_up_session), name=ROLL_UP_SESSION, keep_result=0),
         func(_as_job(reindex_corpus), name=REINDEX_CORPUS, timeout=REINDEX_TIMEOUT_S),
         func(_as_job(read_history), name=READ_HISTORY),
     ]
@@ -180,6 +218,7 @@ class WorkerSettings:
     classes = {
         GENERATE_CHAT: "chat",
         SUMMARIZE_MESSAGE: "summary",
+        ROLL_UP_SESSION: "summary",
         REINDEX_CORPUS: "reindex",
         f"cron:{reindex_corpus.__qualname__}": "reindex",
     }

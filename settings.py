@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 from urllib.parse import urlsplit
@@ -10,10 +11,12 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+_QUOTING = "; write / @ and : in a password as %2F, %40 and %3A"
 SHIPPED_PROMPTS_DIR = Path(__file__).resolve().parent / "rag" / "prompts"
 
 
 JobClass = Literal["chat", "summary", "reindex"]
+ProviderName = Literal["openai", "openrouter"]
 
 
 class SettingsError(Exception):
@@ -37,7 +40,7 @@ class RedisSettings(_Environment):
     def _redis_scheme(cls, value: SecretStr) -> SecretStr:
         url = urlsplit(_with_scheme(value, {"redis", "rediss", "unix"}).get_secret_value())
         if url.scheme != "unix" and not re.fullmatch(r"(/\d*)?", url.path):
-            raise ValueError(f"names the database {url.path[1:]!r}; use a number, as in redis://localhost:6379/0")
+            raise ValueError("names its database not by a number, as in redis://localhost:6379/0" + _QUOTING)
         return value
 
 
@@ -72,12 +75,25 @@ class ChunkingSettings(_Environment):
 class CorpusSettings(DatabaseSettings, ChunkingSettings):
     """What it takes to index the corpus and to search it, without a chat model."""
 
-    provider: Literal["openai", "openrouter"] = "openai"
+    provider: ProviderName = "openai"
     openai_api_key: SecretStr | None = Field(None, validation_alias="OPENAI_API_KEY")
-    openai_base_url: str | None = Field(None, validation_alias="OPENAI_BASE_URL")
+    openai_base_url: SecretStr | None = Field(None, validation_alias="OPENAI_BASE_URL")
     openrouter_api_key: SecretStr | None = Field(None, validation_alias="OPENROUTER_API_KEY")
+    openrouter_base_url: SecretStr | None = Field(None, validation_alias="OPENROUTER_BASE_URL")
     embedding_model: str = ""
     corpus_dir: Path = Path("corpus")
+    corpus_ignore: Annotated[tuple[str, ...], NoDecode] = ()
+    max_file_mb: int = Field(64, ge=1, le=1_048_576)
+
+    @field_validator("corpus_ignore", mode="before")
+    @classmethod
+    def _split_patterns(cls, value: object) -> object:
+        return _split_at_commas(value)
+
+    @property
+    def max_file_bytes(self) -> int:
+        """The size over which a file of the corpus is refused."""
+        return self.max_file_mb * 1024 * 1024
 
 
 class Settings(CorpusSettings, RedisSettings):
@@ -101,12 +117,18 @@ class Settings(CorpusSettings, RedisSettings):
     event_ttl: int = Field(3600, ge=1, le=31_536_000)
     shutdown_grace: int = Field(20, ge=0, le=86_400)
 
+    requests_per_minute: int = Field(0, ge=0)
+    tokens_per_minute: int = Field(0, ge=0)
+    provider_wait: float = Field(900, ge=0, le=86_400)
+
+    user_daily_tokens: int = Field(0, ge=0)
+    user_daily_cost: Decimal = Field(Decimal(0), ge=0, allow_inf_nan=False)
+    user_answers_at_once: int = Field(0, ge=0)
+
     @field_validator("fallback_models", "serve", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(name.strip() for name in value.split(",") if name.strip())
-        return value
+        return _split_at_commas(value)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -115,6 +137,8 @@ class Settings(CorpusSettings, RedisSettings):
                 f"PROTOSTAR_MAX_OUTPUT_TOKENS is {self.max_output_tokens}; it must be below "
                 f"PROTOSTAR_CONTEXT_WINDOW ({self.context_window})"
             )
+        if not self.provider_wait and (self.requests_per_minute or self.tokens_per_minute):
+            raise ValueError("PROTOSTAR_PROVIDER_WAIT is 0; a limit a minute needs jobs that may wait: raise it")
         if self.provider == "openrouter" and self.openrouter_api_key is None:
             raise ValueError("OPENROUTER_API_KEY is not set; PROTOSTAR_PROVIDER=openrouter needs it")
         if self.provider == "openai" and self.openai_api_key is None:
@@ -122,15 +146,35 @@ class Settings(CorpusSettings, RedisSettings):
         return self
 
     @property
+    def chat_models(self) -> tuple[str, ...]:
+        """The models that may answer, in the order they are asked."""
+        return (self.chat_model, *self.fallback_models)
+
+    @property
     def summary_model_or_chat(self) -> str:
         """The model that writes summaries."""
         return self.summary_model or self.chat_model
+
+    @property
+    def has_user_caps(self) -> bool:
+        """Whether anything bounds what one user may ask."""
+        return bool(self.user_daily_tokens or self.user_daily_cost or self.user_answers_at_once)
+
+
+def _split_at_commas(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+    return value
 
 
 def _with_scheme(url: SecretStr, schemes: set[str]) -> SecretStr:
     scheme = urlsplit(url.get_secret_value()).scheme
     if scheme not in schemes:
         raise ValueError(f"starts with {scheme or 'no scheme'!r}; use one of {', '.join(sorted(schemes))}")
+    try:
+        _ = urlsplit(url.get_secret_value()).port
+    except ValueError:  # its message would quote what may be half a password
+        raise ValueError("has a port that is no number" + _QUOTING) from None
     return url
 
 

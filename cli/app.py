@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from cli import chat, corpus, database, jobs, search
+from cli import chat, corpus, database, jobs, prompt, search, usage
 from cli.errors import CommandError
 
 app = typer.Typer(
@@ -25,6 +25,8 @@ app.command()(corpus.chunks)
 app.command()(chat.ask)
 app.command()(jobs.dead)
 app.command()(jobs.retry)
+app.command()(prompt.prompt)
+app.command()(usage.usage)
 
 
 def main() -> None:

@@ -7,52 +7,111 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cli.errors import CommandError, failing_on
 from cli.output import note, notes, write, write_json
+from cli.watch import watching
 from settings import ChunkingSettings, CorpusSettings, SettingsError, load
 
 if TYPE_CHECKING:
     from rag.chunking import Chunk, ChunkSettings
-    from rag.index import Reindexed
+    from rag.index import Preview, Reindexed
 
 
 def reindex(
     full: Annotated[bool, typer.Option("--full", help="Index every file anew, not only what changed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on: index again whenever the folder changes.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as a JSON object.")] = False,
 ) -> None:
     """Bring the index up to date with the corpus folder, here and now, and print what was done."""
+    if watch and dry_run:
+        raise typer.BadParameter("give either --watch or --dry-run")
+    with failing_on(*_expected()):
+        settings = load(CorpusSettings)
+        if dry_run:
+            _print_preview(asyncio.run(_preview(settings, full=full)), json=json)
+        elif watch:
+            watching(lambda: _print(asyncio.run(_reindex(settings)), json=json), settings.corpus_dir, _expected())
+        else:
+            _print(asyncio.run(_reindex(settings, full=full)), json=json)
+
+
+def _expected() -> tuple[type[Exception], ...]:
+    """The errors that explain themselves."""
     from models.database import DatabaseError
     from rag.corpus import CorpusError
     from rag.index import ReindexRunning
+    from rag.providers import ProviderError
     from rag.tokens import TokenDataError
 
-    with failing_on(SettingsError, DatabaseError, CorpusError, ReindexRunning, TokenDataError):
-        done = asyncio.run(_reindex(load(CorpusSettings), full=full))
+    return SettingsError, DatabaseError, CorpusError, ReindexRunning, ProviderError, TokenDataError
+
+
+def _print(done: Reindexed, *, json: bool) -> None:
+    _tell_problems(done)
+    result = done.result.model_dump()
+    write_json(result) if json else write(_counts(result) + "\n")
+
+
+def _print_preview(found: Preview, *, json: bool) -> None:
+    _tell_problems(found.reindexed)
+    result = found.reindexed.result.model_dump() | {"embedding_tokens": found.embedding_tokens}
+    write_json(result) if json else write(f"would be: {_counts(result)}\n")
+
+
+def _counts(result: dict[str, Any]) -> str:
+    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in result.items() if name != "failures")
+
+
+def _tell_problems(done: Reindexed) -> None:
     for failure in done.failures:
         note(f"{failure.path} {failure.reason}")
     for folder in done.unproved:
-        note(f"{folder or 'the corpus folder'} is empty or can't be read; its documents were kept")
-    counts = done.result.model_dump()
-    if json:
-        write_json(counts)
-    else:
-        write(", ".join(f"{count} {name}" for name, count in counts.items()) + "\n")
+        note(f"{folder} can't be read, or is empty and not the folder it was; its documents are kept")
 
 
-async def _reindex(settings: CorpusSettings, *, full: bool) -> Reindexed:
+async def _reindex(settings: CorpusSettings, *, full: bool = False) -> Reindexed:
     from models.database import connect
+    from rag.embedding import embedding
     from rag.index import reindex as bring_up_to_date
 
-    async with connect(settings.database_url.get_secret_value()):
+    async with connect(settings.database_url.get_secret_value()), embedding(settings) as embedder:
         with _progress_bar() as show:
             return await bring_up_to_date(
-                settings.corpus_dir, settings=_chunk_settings(settings), full=full, on_progress=show
+                settings.corpus_dir,
+                settings=_chunk_settings(settings),
+                full=full,
+                max_file_bytes=settings.max_file_bytes,
+                ignore=_ignored(settings),
+                on_progress=show,
+                embedder=embedder,
             )
+
+
+async def _preview(settings: CorpusSettings, *, full: bool) -> Preview:
+    from models.database import connect
+    from rag.index import preview
+
+    async with connect(settings.database_url.get_secret_value()):
+        return await preview(
+            settings.corpus_dir,
+            settings=_chunk_settings(settings),
+            full=full,
+            max_file_bytes=settings.max_file_bytes,
+            ignore=_ignored(settings),
+            embedding_model=settings.embedding_model,
+        )
+
+
+def _ignored(settings: CorpusSettings) -> tuple[str, ...]:
+    from rag.corpus import IGNORED
+
+    return IGNORED + settings.corpus_ignore
 
 
 @contextmanager
@@ -76,7 +135,7 @@ def chunks(
 ) -> None:
     """Print how a file is cut into chunks. Needs neither Redis nor PostgreSQL."""
     from rag.chunking import cut
-    from rag.corpus import UnreadableFileError, open_content
+    from rag.content import UnreadableFileError, open_content
     from rag.tokens import TokenDataError
 
     with failing_on(SettingsError, TokenDataError):

@@ -13,7 +13,7 @@ import typer
 
 from cli.errors import CommandError, failing_on
 from cli.output import note, write, write_json
-from settings import DatabaseSettings, SettingsError, load
+from settings import CorpusSettings, SettingsError, load
 
 if TYPE_CHECKING:
     from rag.retrieve import Passage
@@ -45,9 +45,10 @@ def search(
     questions = _read(file) if file is not None else [_Question(None, question or "")]
 
     from models.database import DatabaseError
+    from rag.providers import ProviderError
 
-    with failing_on(SettingsError, DatabaseError):
-        settings = load(DatabaseSettings)
+    with failing_on(SettingsError, DatabaseError, ProviderError):
+        settings = load(CorpusSettings)
         asyncio.run(_print_all(settings, questions, top=top, floor=not no_floor, json=json))
 
 
@@ -73,7 +74,7 @@ def _parse(line: str, place: str) -> _Question:
 
 
 async def _print_all(
-    settings: DatabaseSettings, questions: Sequence[_Question], *, top: int, floor: bool, json: bool
+    settings: CorpusSettings, questions: Sequence[_Question], *, top: int, floor: bool, json: bool
 ) -> None:
     async for question, passages in _answers(settings, questions, top=top, floor=floor):
         if json:
@@ -84,14 +85,15 @@ async def _print_all(
 
 
 async def _answers(
-    settings: DatabaseSettings, questions: Sequence[_Question], *, top: int, floor: bool
+    settings: CorpusSettings, questions: Sequence[_Question], *, top: int, floor: bool
 ) -> AsyncIterator[tuple[_Question, list[Passage]]]:
     from models.database import connect
+    from rag.embedding import embedding
     from rag.retrieve import retrieve
 
-    async with connect(settings.database_url.get_secret_value()):
+    async with connect(settings.database_url.get_secret_value()), embedding(settings) as embedder:
         for question in questions:
-            yield question, await retrieve(question.text, top_k=top, floor=floor)
+            yield question, await retrieve(question.text, top_k=top, floor=floor, embedder=embedder)
 
 
 def _print(question: _Question, passages: Sequence[Passage], *, with_question: bool, floor: bool) -> None:

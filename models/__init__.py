@@ -1,18 +1,20 @@
 """Tortoise models: conversations, the corpus index, and the one way to run a transaction."""
 
 from models.conversation import Charge, Message, MessageRole, MessageStatus, OutboxJob, PromptText, Session
-from models.corpus import Chunk, Document, Generation, Segment
+from models.corpus import Chunk, Document, Folder, Generation, ReindexRun, Segment
 
 __all__ = [
     "Charge",
     "Chunk",
     "Document",
+    "Folder",
     "Generation",
     "Message",
     "MessageRole",
     "MessageStatus",
     "OutboxJob",
     "PromptText",
+    "ReindexRun",
     "Segment",
     "Session",
 ]

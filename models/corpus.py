@@ -21,11 +21,18 @@ from tortoise.models import Model
 
 
 class Generation(Model):
-    """One build of the index with one set of settings. Retrieval reads the one that `is_current`."""
+    """One build of the index with one set of settings. Retrieval reads the one that `is_current`.
+
+    `embedding_model` made its vectors, empty where it has none; every chunk had one when `has_vectors` became true.
+    `vectors_version` rises whenever vectors were added.
+    """
 
     id = fields.BigIntField(primary_key=True)
     settings = fields.TextField()
     is_current = fields.BooleanField(default=False)
+    embedding_model = fields.TextField(default="", db_default="")
+    has_vectors = fields.BooleanField(default=False, db_default=False)
+    vectors_version = fields.BigIntField(default=0, db_default=0)
     created_at = fields.DatetimeField(auto_now_add=True)
 
     class Meta:
@@ -112,3 +119,53 @@ class Chunk(Model):
 
         table = "chunks"
         indexes = (Index(fields=("document_id", "position")), Index(fields=("generation_id",)))
+
+
+class ChunkVector(Model):
+    """A chunk's embedding: half-precision numbers of a vector of length 1, little-endian."""
+
+    chunk: fields.OneToOneRelation[Chunk] = fields.OneToOneField(
+        "models.Chunk", related_name="vector", on_delete=fields.CASCADE, primary_key=True
+    )
+    vector = fields.BinaryField()
+
+    class Meta:
+        """Table and keys."""
+
+        table = "chunk_vectors"
+
+
+class Folder(Model):
+    """A folder of the corpus that held something when it was last read.
+
+    `identity`, its device and inode, tells it from another folder of that name: one where a disk is to be mounted.
+    """
+
+    path = fields.CharField(max_length=4096, primary_key=True)
+    identity = fields.TextField()
+
+    class Meta:
+        """Table and keys."""
+
+        table = "folders"
+
+
+class ReindexRun(Model):
+    """One run of reindexing; `ended_at` is null while it works, or where its process died.
+
+    `documents_done` of `documents_total`; those that were unchanged at the start count as done from the start.
+    """
+
+    id = fields.BigIntField(primary_key=True)
+    started_at = fields.DatetimeField(auto_now_add=True)
+    ended_at = fields.DatetimeField(null=True)
+    documents_total = fields.IntField(default=0, db_default=0)
+    documents_done = fields.IntField(default=0, db_default=0)
+    documents_unchanged = fields.IntField(default=0, db_default=0)
+    chunks = fields.BigIntField(default=0, db_default=0)
+    error = fields.TextField(null=True)
+
+    class Meta:
+        """Table and keys."""
+
+        table = "reindex_runs"

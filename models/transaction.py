@@ -86,9 +86,18 @@ async def transact(
             return await asyncio.create_task(attempt())
         except Exception as error:
             if not is_transient(error) or asyncio.get_running_loop().time() + delay_s > deadline:
+                _forget_row(error)
                 raise
         await asyncio.sleep(delay_s * random.uniform(0.5, 1.5))
         delay_s = min(delay_s * 2, _LONGEST_DELAY_S)
+
+
+def _forget_row(error: BaseException | None) -> None:
+    """Take out of PostgreSQL's complaint the row it quotes: logs print it, and a row may be what somebody said."""
+    while error is not None:
+        if isinstance(error, asyncpg.PostgresError):
+            error.detail = None
+        error = error.__cause__ or error.__context__
 
 
 def _discard_connection(transaction: TransactionContext) -> None:

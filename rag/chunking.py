@@ -8,15 +8,16 @@ chunk where they fit. The front matter is metadata, not text.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final
 
 from rag.markdown import Block, Kind, Metadata, read_blocks, read_front_matter
-from rag.splitting import best_overlap, least_overlap, split
-from rag.tokens import TokenCounter
+from rag.splitting import best_overlap, least_overlap, split, split_run
+from rag.tokens import PART_CHARACTERS, TokenCounter, counts_add
 
-CHUNKER_VERSION: Final = 1
+CHUNKER_VERSION: Final = 2
 _HEADING_CHARACTERS: Final = 200
 _BLOCK_CHARACTERS_A_TOKEN: Final = 16
 _LEAST_BLOCK_CHARACTERS: Final = 16_384
@@ -101,12 +102,13 @@ class _Outline:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Text that is not cut further unless it must be; `tokens` is its count alone."""
+    """Text that is not cut further unless it must be; `tokens` is its count alone, an estimate unless `is_exact`."""
 
     text: str
     tokens: int
     kind: Kind = Kind.TEXT
     is_shared: bool = False
+    is_exact: bool = False
 
     @property
     def is_body(self) -> bool:
@@ -157,31 +159,31 @@ class _Packer:
 
     def _cut_block(self, block: Block) -> Iterator[_Piece]:
         room = self.settings.max_tokens - self.settings.overlap
-        tokens = self._counter.count(block.text)
+        tokens = counted = self._counter.count(block.text)
         if block.kind is not Kind.TEXT and tokens > self.settings.max_tokens:
             # The blank lines after it do not count.
             tokens = self._counter.count(block.text.strip())
         whole_limit = self.settings.max_tokens if block.kind is not Kind.TEXT else room // 2
         if tokens <= whole_limit:
-            yield _Piece(block.text, tokens, block.kind)
+            yield _Piece(block.text, tokens, block.kind, is_exact=tokens == counted)
         else:
             yield from self._split(block.text, tokens, max(room // 3, 4))
 
     def _split(self, text: str, tokens: int, limit: int) -> Iterator[_Piece]:
         """Pieces of about `limit` tokens; their counts are estimates, which is enough to fill a chunk."""
-        for part in split(text, self._counter, limit):
-            is_small = len(text) < _ESTIMATED_CHARACTERS
-            share = self._counter.count(part) if is_small else -(-tokens * len(part) // len(text))
-            yield _Piece(part, share)
+        measure = self._counter.count if len(text) < _ESTIMATED_CHARACTERS else _estimate(text, tokens)
+        for part in split(text, self._counter, limit, measure):
+            yield _Piece(part, measure(part))
 
     def _place(self, piece: _Piece) -> Iterator[Chunk]:
         while not self._fits(piece):
             if self.has_body:
-                lead = self._lead(piece) if self._leaves_no_overlap(piece) else None
+                least = max(least_overlap(self.settings.overlap), 1)
+                lead = self._lead(piece, least) if self._leaves_no_overlap(piece) else None
                 yield from self._emit_lead(lead) if lead else self._emit()
             elif self._pieces and self._pieces[0].is_shared:
                 self._share_less(self.settings.max_tokens - piece.tokens)
-            elif self._pieces and (lead := self._lead(piece)):
+            elif self._pieces and (lead := self._lead(piece, 1)):
                 yield from self._emit_lead(lead)
             else:
                 yield from self._place_split(piece)
@@ -196,6 +198,21 @@ class _Packer:
         is_close = total * 10 <= self.settings.max_tokens * 11 and self._tokens * 2 < self.settings.max_tokens
         return is_close and self._counter.count(self._joined(piece.text)) <= self.settings.max_tokens
 
+    def _count(self) -> int:
+        """The exact count of the open chunk's text, from the counts of its pieces where these add up."""
+        pieces = self._pieces
+        adds = (
+            all(piece.is_exact for piece in pieces[:-1])
+            and all(counts_add(before.text, after.text) for before, after in pairwise(pieces))
+            and not (pieces[0].text[:1].isspace() or pieces[-1].text.isspace())
+            and sum(len(piece.text) for piece in pieces) <= PART_CHARACTERS
+        )
+        if not adds:
+            return self._counter.count(self._joined())
+        last = pieces[-1]
+        counted = last.tokens if last.is_exact else self._counter.count(last.text)
+        return sum(piece.tokens for piece in pieces[:-1]) + self._counter.count_stripped(last.text, counted)
+
     def _joined(self, more: str = "") -> str:
         return ("".join(piece.text for piece in self._pieces) + more).strip()
 
@@ -206,10 +223,10 @@ class _Packer:
     def _leaves_no_overlap(self, piece: _Piece) -> bool:
         return piece.tokens + least_overlap(self.settings.overlap) > self.settings.max_tokens
 
-    def _lead(self, piece: _Piece) -> _Piece | None:
+    def _lead(self, piece: _Piece, least: int) -> _Piece | None:
         """The beginning of a whole piece that can end the open chunk, so that the next shares it and keeps it whole."""
         room = min(self.settings.max_tokens - self._tokens - 1, self.settings.overlap)
-        if not piece.is_whole or room < max(least_overlap(self.settings.overlap), 1):
+        if not piece.is_whole or room < least:
             return None
         lead = self._counter.head(piece.text, room)
         if not lead or self._counter.count(self._joined(lead)) > self.settings.max_tokens:
@@ -227,13 +244,29 @@ class _Packer:
         room = self.settings.max_tokens - self._tokens
         parts = list(self._split(piece.text, piece.tokens, max(min(room, piece.tokens) // 2, _LEAST_ROOM // 2)))
         if self._pieces and (piece.kind is Kind.HEADING or room < _LEAST_ROOM or len(parts) == 1):
-            yield from self._emit()
-            parts = [piece]
+            parts = [] if piece.kind is Kind.HEADING else self._squeeze(piece, room)
+            if not parts:
+                yield from self._emit()
+                parts = [piece]
         elif len(parts) == 1:
-            # One character in the reader's eyes, of more tokens than a chunk may have: the cap wins.
-            parts = [_Piece(letter, self._counter.count(letter)) for letter in piece.text]
+            texts: Sequence[str] = split_run(piece.text, self._counter, self.settings.max_tokens)
+            if len(texts) == 1:
+                # One character in the reader's eyes, of more tokens than a chunk may have: the cap wins.
+                texts = piece.text
+            parts = [_Piece(text, self._counter.count(text)) for text in texts]
         for part in parts:
             yield from self._place(part)
+
+    def _squeeze(self, piece: _Piece, room: int) -> list[_Piece]:
+        """Cut a piece where its beginning still fits behind the headings; nothing if not even a word does."""
+        for tokens in range(room, 0, -1):
+            start = self._counter.head(piece.text, tokens)
+            if not start.strip():
+                break
+            if self._counter.count(self._joined(start)) <= self.settings.max_tokens:
+                rest = piece.text[len(start) :]
+                return [_Piece(start, tokens)] + ([_Piece(rest, self._counter.count(rest))] if rest else [])
+        return []
 
     def _share_less(self, room: int) -> None:
         """Shorten the overlap to `room` tokens, or drop it where that is less than half of what is configured."""
@@ -264,7 +297,7 @@ class _Packer:
         Returns the chunk's exact count and the pieces taken off.
         """
         spare: list[_Piece] = []
-        while (tokens := self._counter.count(self._joined())) > self.settings.max_tokens:
+        while (tokens := self._count()) > self.settings.max_tokens:
             if self._pieces[0].is_shared and not any(piece.is_body for piece in self._pieces[1:-1]):
                 # Without the last piece the chunk would hold nothing new.
                 self._shorten_shared()
@@ -289,6 +322,12 @@ class _Packer:
         """Open a chunk at `start` whose first text is `shared`."""
         self._start, self._pieces, self._tokens = start, [], 0
         if shared.strip():
-            self._append(_Piece(shared, self._counter.count(shared), is_shared=True))
+            self._append(_Piece(shared, self._counter.count(shared), is_shared=True, is_exact=True))
         else:
             self._start += len(shared)
+
+
+def _estimate(text: str, tokens: int) -> Callable[[str], int]:
+    """How many of a text's tokens a part of it has, by its bytes: Korean and English have about as many a byte."""
+    size = len(text.encode())
+    return lambda part: -(-tokens * len(part.encode()) // size)

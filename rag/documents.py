@@ -13,10 +13,13 @@ from tortoise.backends.base.client import BaseDBAsyncClient
 from models.transaction import transact
 from rag.corpus import SourceFile
 from rag.generations import Generation
+from rag.known import KnownChunks
 from rag.segments import Draft, Known, delete_chunks
 
 # A file that changes again within a file system's clock tick keeps its times: such fresh ones prove nothing.
 _FRESH_NS: Final = 2_000_000_000
+_FETCHED_AT_ONCE: Final = 5000
+_REMOVED_AT_ONCE: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +40,9 @@ class DocumentState:
 
 async def load_documents() -> dict[str, DocumentState]:
     """Every document, by its path."""
-    rows = await Tortoise.get_connection("default").execute_query_dict(
-        "SELECT id, path, content_hash, next_hash, stamp, error FROM documents"
-    )
-    return {row["path"]: DocumentState(**row) for row in rows}
+    async with Tortoise.get_connection("default").acquire_connection() as connection:
+        rows = await connection.fetch("SELECT id, path, content_hash, next_hash, stamp, error FROM documents")
+    return {row[1]: DocumentState(*row) for row in rows}
 
 
 async def load_known(
@@ -50,15 +52,23 @@ async def load_known(
     states = {documents[path].id: documents[path] for path in paths if path in documents}
     if not states:
         return {}
-    rows = await Tortoise.get_connection("default").execute_query_dict(
-        "SELECT id, document_id, content_hash FROM chunks "
-        "WHERE generation_id = $1 AND document_id = ANY($2::bigint[]) ORDER BY document_id, position",
-        [generation.id, list(states)],
-    )
-    chunk_ids: dict[int, dict[bytes, list[int]]] = {id_: {} for id_ in states}
-    for row in rows:
-        chunk_ids[row["document_id"]].setdefault(bytes(row["content_hash"]), []).append(row["id"])
-    return {state.path: Known(state.hash_in(generation), chunk_ids[id_]) for id_, state in states.items()}
+
+    async def work(connection: BaseDBAsyncClient) -> dict[int, KnownChunks]:
+        database: Any = connection._connection  # asyncpg's, for a cursor
+        chunks = {id_: KnownChunks() for id_ in states}
+        rows = database.cursor(
+            "SELECT id, document_id, content_hash FROM chunks WHERE generation_id = $1 "
+            "AND document_id = ANY($2::bigint[]) ORDER BY content_hash, id",
+            generation.id,
+            list(states),
+            prefetch=_FETCHED_AT_ONCE,
+        )
+        async for id_, document_id, content_hash in rows:
+            chunks[document_id].add(content_hash, id_)
+        return chunks
+
+    chunks = await transact(work)
+    return {state.path: Known(state.hash_in(generation), chunks[id_]) for id_, state in states.items()}
 
 
 async def record(connection: BaseDBAsyncClient, draft: Draft, generation: Generation, started_ns: int) -> None:
@@ -104,7 +114,12 @@ def _stamp(file: SourceFile, started_ns: int) -> str:
 
 
 async def remove(document_ids: Sequence[int]) -> None:
-    """Delete documents with their chunks, in every generation."""
+    """Delete documents with their chunks, in every generation, some at a time and each in one transaction."""
+    for start in range(0, len(document_ids), _REMOVED_AT_ONCE):
+        await _remove(document_ids[start : start + _REMOVED_AT_ONCE])
+
+
+async def _remove(document_ids: Sequence[int]) -> None:
 
     async def work(connection: BaseDBAsyncClient) -> None:
         database: Any = connection._connection

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from tortoise import Tortoise
 from tortoise.backends.base.client import BaseDBAsyncClient
@@ -23,21 +24,46 @@ class Generation:
     is_current: bool
 
 
-def fingerprint(settings: ChunkSettings) -> str:
-    """Two indexes with the same fingerprint hold the same chunks and terms for the same files."""
+def fingerprint(settings: ChunkSettings, embedding_model: str = "") -> str:
+    """Two indexes with the same fingerprint hold the same chunks, terms and vectors for the same files."""
     encoding = TokenCounter(settings.model).encoding_name
     return (
         f"chunker={CHUNKER_VERSION} terms={TERMS_VERSION} encoding={encoding} "
         f"max_tokens={settings.max_tokens} overlap={settings.overlap}"
+    ) + (f" embedding={embedding_model}" if embedding_model else "")
+
+
+async def keep_encoding(settings: ChunkSettings) -> ChunkSettings:
+    """Where no model is named, the settings with the encoding of the index that serves, if there is one."""
+    if settings.model:
+        return settings
+    current = await _current_settings()
+    encoding = re.search(r"encoding=(\S+)", current)
+    return replace(settings, model=encoding[1]) if encoding else settings
+
+
+async def find_generation(settings: ChunkSettings, *, full: bool, embedding_model: str = "") -> Generation | None:
+    """The current generation if `open_generation` would give it; writes nothing."""
+    wanted = fingerprint(settings, embedding_model)
+    rows = await Tortoise.get_connection("default").execute_query_dict(
+        "SELECT id FROM generations WHERE is_current AND settings = $1", [wanted]
     )
+    return Generation(rows[0]["id"], is_current=True) if rows and not full else None
 
 
-async def open_generation(settings: ChunkSettings, *, full: bool) -> Generation:
+async def _current_settings() -> str:
+    rows = await Tortoise.get_connection("default").execute_query_dict(
+        "SELECT settings FROM generations WHERE is_current"
+    )
+    return str(rows[0]["settings"]) if rows else ""
+
+
+async def open_generation(settings: ChunkSettings, *, full: bool, embedding_model: str = "") -> Generation:
     """The generation to write to: the current one, one that was left unfinished, or a new one.
 
     A generation that serves nothing and can't be gone on with is deleted.
     """
-    wanted = fingerprint(settings)
+    wanted = fingerprint(settings, embedding_model)
 
     async def work(connection: BaseDBAsyncClient) -> Generation:
         rows = await connection.execute_query_dict("SELECT id, settings, is_current FROM generations ORDER BY id")

@@ -5,55 +5,63 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
-from protostar_client.contract import ReindexResult
+from protostar_client.contract import ReindexFailure, ReindexResult
 from tortoise import Tortoise
-from tortoise.backends.base.client import BaseDBAsyncClient
 
-from models.transaction import transact
 from rag.chunking import ChunkSettings
-from rag.corpus import MAX_FILE_BYTES, Failure, SourceFile, UnreadableFileError, Walk, walk
-from rag.documents import DocumentState, load_documents, load_known, record, remove
-from rag.generations import Generation, finish_generation, open_generation
+from rag.corpus import IGNORED, MAX_FILE_BYTES, Failure, SourceFile, Walk, is_inside, walk
+from rag.documents import DocumentState, load_documents, load_known, remove
+from rag.embedding import Embedder
+from rag.folders import load_folders, remember_folders
+from rag.generations import Generation, find_generation, finish_generation, keep_encoding, open_generation
 from rag.merging import merge_segments
-from rag.segments import Draft, prepare, write
+from rag.runs import LOCK_KEY, RunRecord, read_progress
+from rag.segments import Draft, prepare
+from rag.units import UnitWriter, make_units
+from rag.vectors import complete_vectors, lend_vectors
 
 logger = logging.getLogger("protostar.index")
 
 Progress = Callable[[int, int, int], None]
 """Called with documents done, documents in all, and chunks written so far."""
 
-_LOCK_KEY: Final = 0x7265696E646578  # "reindex"
-_STREAMED_BYTES: Final = 1024 * 1024
-_LEAST_UNIT_BYTES: Final = 1024 * 1024
-_MOST_UNIT_BYTES: Final = 8 * 1024 * 1024
-_UNITS: Final = 8
-_UNIT_FILES: Final = 1000
+FAILURES_TOLD: Final = 100
+_PREVIEWED_FILES: Final = 100
 
 
 class ReindexRunning(Exception):  # noqa: N818  # it is no error
     """Another process is indexing this database; nothing was done."""
 
-    def __init__(self) -> None:
-        super().__init__("a reindex is already running; wait for it to end")
+    def __init__(self, how_far: str = "") -> None:
+        super().__init__(f"a reindex is already running{f' ({how_far})' if how_far else ''}; wait for it to end")
 
 
 @dataclass(frozen=True, slots=True)
 class Reindexed:
     """What a reindex did: its counts, the files it could not index, and folders whose documents it kept.
 
-    A folder in `unproved` could not be read or is empty, so nothing proves that its documents are gone.
+    A folder in `unproved` could not be read, or is empty and another than the one that held documents, so nothing
+    proves that these are gone.
     """
 
     result: ReindexResult
     failures: list[Failure]
     unproved: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a reindex would do, and the tokens that an embedding model would be sent for it."""
+
+    reindexed: Reindexed
+    embedding_tokens: int
 
 
 async def reindex(
@@ -62,28 +70,74 @@ async def reindex(
     settings: ChunkSettings,
     full: bool = False,
     max_file_bytes: int = MAX_FILE_BYTES,
+    ignore: tuple[str, ...] = IGNORED,
     on_progress: Progress | None = None,
+    embedder: Embedder | None = None,
 ) -> Reindexed:
     """Index what changed in `corpus_dir`, or with `full` all of it, beside the index that serves.
 
     A document is swapped in one transaction. Other settings than those of the index in use build a new
-    generation, which takes over when it is complete; killed in between, the next run goes on.
+    generation, which takes over when it is complete; killed in between, the next run goes on. With an `embedder`
+    that is when every chunk has its vector too. Settings that name no model keep the encoding of the index in use.
 
     Raises:
         CorpusError: the folder can't be used; nothing was changed.
         ReindexRunning: another process is at it.
+        ProviderError: the texts are indexed, but not all of them could be embedded.
     """
     started = time.monotonic()
-    found = await asyncio.to_thread(walk, corpus_dir, max_file_bytes=max_file_bytes)
+    started_ns = time.time_ns()
+    found = await asyncio.to_thread(walk, corpus_dir, max_file_bytes=max_file_bytes, ignore=ignore)
     async with _only_one():
-        run = _Run(found, settings, on_progress or _no_progress)
-        await run.index(full=full)
-    run.counts["seconds"] = round(time.monotonic() - started, 3)
-    result = ReindexResult.model_validate(run.counts)
-    logger.info("reindexed %s", " ".join(f"{name}={count}" for name, count in result.model_dump().items()))
-    for failure in run.failures:
+        record = await RunRecord.open()
+        run = _Run(found, await keep_encoding(settings), record, on_progress or _no_progress, embedder)
+        try:
+            await run.index(full=full, started_ns=started_ns)
+        except BaseException as error:
+            with suppress(Exception):
+                await record.end(str(error) or type(error).__name__)
+            raise
+        await record.end(None)
+    done = run.tally.reindexed(started, run.unproved)
+    logger.info("reindexed %s", " ".join(f"{name}={count}" for name, count in run.tally.counts.items()))
+    for failure in done.failures:
         logger.warning("document_failed path=%r reason=%s", failure.path, failure.reason)
-    return Reindexed(result, run.failures, found.unproved)
+    return done
+
+
+async def preview(
+    corpus_dir: Path,
+    *,
+    settings: ChunkSettings,
+    full: bool = False,
+    max_file_bytes: int = MAX_FILE_BYTES,
+    ignore: tuple[str, ...] = IGNORED,
+    embedding_model: str = "",
+) -> Preview:
+    """What `reindex` would do now; writes nothing.
+
+    Raises:
+        CorpusError: the folder can't be used.
+    """
+    started = time.monotonic()
+    found = await asyncio.to_thread(walk, corpus_dir, max_file_bytes=max_file_bytes, ignore=ignore)
+    settings = await keep_encoding(settings)
+    generation = await find_generation(settings, full=full, embedding_model=embedding_model)
+    documents = await load_documents()
+    tally = _Tally()
+    tally.add([Draft(failures=found.failures)], documents)
+    todo = [file for file in found.files if not _is_current(documents.get(file.path), file, generation)]
+    tally.counts["unchanged"] += len(found.files) - len(todo)
+    tokens = 0
+    for start in range(0, len(todo), _PREVIEWED_FILES):
+        files = todo[start : start + _PREVIEWED_FILES]
+        known = await load_known([file.path for file in files], documents, generation) if generation else {}
+        drafts = await asyncio.to_thread(lambda: [draft.summary() for draft in prepare(files, known, settings)])  # noqa: B023
+        tally.add(drafts, documents)
+        tokens += sum(draft.added_tokens for draft in drafts)
+    unproved = found.unproved(await load_folders())
+    tally.counts["removed"] = len(_absent(found, documents, unproved))
+    return Preview(tally.reindexed(started, unproved), tokens)
 
 
 def _no_progress(_done: int, _total: int, _chunks: int) -> None:
@@ -94,117 +148,29 @@ def _no_progress(_done: int, _total: int, _chunks: int) -> None:
 async def _only_one() -> AsyncIterator[None]:
     database = Tortoise.get_connection("default")
     async with database.acquire_connection() as connection:
-        if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK_KEY):
-            raise ReindexRunning
+        if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", LOCK_KEY):
+            running = await read_progress()
+            raise ReindexRunning(str(running) if running and running.is_running else "")
         try:
             yield
         finally:
             # A connection that was lost has lost the lock too.
             with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                await connection.execute("SELECT pg_advisory_unlock($1)", _LOCK_KEY)
+                await connection.execute("SELECT pg_advisory_unlock($1)", LOCK_KEY)
 
 
-def _no_counts() -> dict[str, Any]:
-    return dict.fromkeys(("added", "changed", "removed", "unchanged", "failed", "chunks", "seconds"), 0)
+def _no_counts() -> dict[str, int]:
+    return dict.fromkeys(("added", "changed", "removed", "unchanged", "failed", "chunks"), 0)
 
 
 @dataclass(slots=True)
-class _Run:
-    """One reindex on its way."""
+class _Tally:
+    """What became of the documents."""
 
-    found: Walk
-    settings: ChunkSettings
-    on_progress: Progress
-    counts: dict[str, Any] = field(default_factory=_no_counts)
+    counts: dict[str, int] = field(default_factory=_no_counts)
     failures: list[Failure] = field(default_factory=list)
-    _started_ns: int = field(default_factory=time.time_ns)
-    _done: int = 0
 
-    async def index(self, *, full: bool) -> None:
-        generation = await open_generation(self.settings, full=full)
-        documents = await load_documents()
-        await self._fail(self.found.failures, generation)
-        todo = [file for file in self.found.files if not self._is_current(documents.get(file.path), file, generation)]
-        self.counts["unchanged"] += len(self.found.files) - len(todo)
-        self._done = len(self.found.files) - len(todo)
-        self._report()
-        await self._index_units(_units(todo), documents, generation)
-        await self._remove_absent(documents)
-        await merge_segments(generation.id)
-        if not generation.is_current:
-            await finish_generation(generation)
-
-    def _is_current(self, document: DocumentState | None, file: SourceFile, generation: Generation) -> bool:
-        if document is None or document.error or not document.stamp:
-            return False
-        return document.stamp == file.stamp and document.hash_in(generation) is not None
-
-    async def _index_units(
-        self, units: Sequence[Sequence[SourceFile]], documents: Mapping[str, DocumentState], generation: Generation
-    ) -> None:
-        """Write one unit while the next is being prepared."""
-        upcoming = [asyncio.create_task(self._prepare(units[0], documents, generation))] if units else []
-        try:
-            for index, unit in enumerate(units):
-                drafts = await upcoming.pop()
-                if index + 1 < len(units):
-                    upcoming.append(asyncio.create_task(self._prepare(units[index + 1], documents, generation)))
-                await self._write_unit(unit, drafts, documents, generation)
-        finally:
-            for task in upcoming:
-                task.cancel()
-
-    async def _prepare(
-        self, unit: Sequence[SourceFile], documents: Mapping[str, DocumentState], generation: Generation
-    ) -> list[Draft] | None:
-        """The drafts of a unit; None for a large file, whose drafts are made one by one as they are written."""
-        if _is_streamed(unit):
-            return None
-        known = await load_known([file.path for file in unit], documents, generation)
-        return await asyncio.to_thread(lambda: list(prepare(unit, known, self.settings)))
-
-    async def _write_unit(
-        self,
-        unit: Sequence[SourceFile],
-        drafts: list[Draft] | None,
-        documents: Mapping[str, DocumentState],
-        generation: Generation,
-    ) -> None:
-        async def work(connection: BaseDBAsyncClient) -> list[Draft]:
-            written = []
-            async for draft in self._drafts(unit, drafts, documents, generation):
-                await write(connection, draft, generation.id)
-                await record(connection, draft, generation, self._started_ns)
-                written.append(draft.summary())
-            return written
-
-        try:
-            written = await transact(work)
-        except UnreadableFileError as error:
-            await self._fail([Failure(unit[0].path, str(error))], generation)
-            written = []
-        self._count(written, documents)
-        self._done += len(unit)
-        self._report()
-
-    async def _drafts(
-        self,
-        unit: Sequence[SourceFile],
-        drafts: list[Draft] | None,
-        documents: Mapping[str, DocumentState],
-        generation: Generation,
-    ) -> AsyncIterator[Draft]:
-        if drafts is not None:
-            for draft in drafts:
-                yield draft
-            return
-        known = await load_known([file.path for file in unit], documents, generation)
-        stream = prepare(unit, known, self.settings)
-        more: Draft | None
-        while (more := await asyncio.to_thread(_next_draft, stream)) is not None:
-            yield more
-
-    def _count(self, drafts: Iterable[Draft], documents: Mapping[str, DocumentState]) -> None:
+    def add(self, drafts: Iterable[Draft], documents: Mapping[str, DocumentState]) -> None:
         for draft in drafts:
             self.counts["chunks"] += draft.added_count
             self.counts["unchanged"] += len(draft.unchanged)
@@ -217,50 +183,72 @@ class _Run:
                 else:
                     self.counts["unchanged" if before.content_hash == finished.content_hash else "changed"] += 1
 
-    async def _fail(self, failures: Sequence[Failure], generation: Generation) -> None:
-        draft = Draft(failures=list(failures))
+    def reindexed(self, started: float, unproved: list[str]) -> Reindexed:
+        told = [ReindexFailure(path=each.path, reason=each.reason) for each in self.failures[:FAILURES_TOLD]]
+        seconds = round(time.monotonic() - started, 3)
+        return Reindexed(ReindexResult(**self.counts, seconds=seconds, failures=told), self.failures, unproved)
 
-        async def work(connection: BaseDBAsyncClient) -> None:
-            await record(connection, draft, generation, self._started_ns)
 
-        if failures:
-            await transact(work)
-            self._count([draft], {})
+@dataclass(slots=True)
+class _Run:
+    """One reindex on its way."""
+
+    found: Walk
+    settings: ChunkSettings
+    record: RunRecord
+    on_progress: Progress
+    embedder: Embedder | None = None
+    tally: _Tally = field(default_factory=_Tally)
+    unproved: list[str] = field(default_factory=list)
+
+    async def index(self, *, full: bool, started_ns: int) -> None:
+        model = self.embedder.model if self.embedder else ""
+        generation = await open_generation(self.settings, full=full, embedding_model=model)
+        documents = await load_documents()
+        await self._index_changed(UnitWriter(generation, self.settings, documents, started_ns))
+        if self.embedder:
+            await lend_vectors(generation.id, self.embedder.model)  # also from documents that are gone
+        await self._remove_absent(documents)
+        await merge_segments(generation.id)
+        if self.embedder:
+            await complete_vectors(generation.id, self.embedder)
+        if not generation.is_current:
+            await finish_generation(generation)
+
+    async def _index_changed(self, writer: UnitWriter) -> None:
+        documents, generation = writer.documents, writer.generation
+        self.tally.add(await writer.fail(self.found.failures), documents)
+        todo = [file for file in self.found.files if not _is_current(documents.get(file.path), file, generation)]
+        done = unchanged = len(self.found.files) - len(todo)
+        self.tally.counts["unchanged"] += unchanged
+        await self._report(done, unchanged)
+        async for unit, written in writer.index(make_units(todo)):
+            self.tally.add(written, documents)
+            done += len(unit)
+            await self._report(done, unchanged)
 
     async def _remove_absent(self, documents: Mapping[str, DocumentState]) -> None:
-        present = {file.path for file in self.found.files} | {failure.path for failure in self.found.failures}
-        absent = [path for path in documents if path not in present and self.found.proves_absence(path)]
-        if absent:
-            await remove([documents[path].id for path in absent])
-            self.counts["removed"] += len(absent)
+        known = await load_folders()
+        self.unproved = self.found.unproved(known)
+        absent = _absent(self.found, documents, self.unproved)
+        await remove([documents[path].id for path in absent])
+        self.tally.counts["removed"] += len(absent)
+        await remember_folders(self.found, known)
 
-    def _report(self) -> None:
-        self.on_progress(self._done, len(self.found.files), self.counts["chunks"])
-
-
-def _next_draft(stream: Iterator[Draft]) -> Draft | None:
-    # A StopIteration can't pass through a future.
-    return next(stream, None)
+    async def _report(self, done: int, unchanged: int) -> None:
+        total, chunks = len(self.found.files), self.tally.counts["chunks"]
+        self.on_progress(done, total, chunks)
+        await self.record.progress(done, total, unchanged, chunks)
 
 
-def _is_streamed(unit: Sequence[SourceFile]) -> bool:
-    return len(unit) == 1 and unit[0].size_bytes >= _STREAMED_BYTES
+def _is_current(document: DocumentState | None, file: SourceFile, generation: Generation | None) -> bool:
+    """Whether the file's stamp alone shows that the index holds its content."""
+    if generation is None or document is None or document.error or not document.stamp:
+        return False
+    return document.stamp == file.stamp and document.hash_in(generation) is not None
 
 
-def _units(files: Sequence[SourceFile]) -> list[list[SourceFile]]:
-    """Files that are indexed together, a large file alone; larger units for larger runs, so that segments stay few."""
-    total = sum(file.size_bytes for file in files)
-    limit = min(max(total // _UNITS, _LEAST_UNIT_BYTES), _MOST_UNIT_BYTES)
-    units: list[list[SourceFile]] = []
-    room = 0
-    for file in files:
-        if file.size_bytes >= _STREAMED_BYTES:
-            units.append([file])
-            room = 0
-        elif not units or room < file.size_bytes or len(units[-1]) >= _UNIT_FILES:
-            units.append([file])
-            room = limit - file.size_bytes
-        else:
-            units[-1].append(file)
-            room -= file.size_bytes
-    return units
+def _absent(found: Walk, documents: Mapping[str, DocumentState], unproved: list[str]) -> list[str]:
+    """The documents whose files are gone for certain."""
+    present = {file.path for file in found.files} | {failure.path for failure in found.failures}
+    return [path for path in documents if path not in present and not is_inside(path, unproved)]

@@ -1,4 +1,4 @@
-"""The lexical index: what a text's terms are, how they are stored, and BM25 over them in SQL.
+"""The lexical index: what a text's terms are, and how they are stored. `rag.bm25` searches it.
 
 Terms are character bigrams of Hangul, Han and Kana and the stems of other words, so Korean is found without a
 morphological analyser. The index consists of segments. In a segment, each term has one row with an integer for
@@ -12,14 +12,13 @@ import re
 import struct
 import unicodedata
 from array import array
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
-from itertools import pairwise
-from typing import Any, Final
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from functools import lru_cache, partial
+from itertools import chain, pairwise
+from typing import Final
 
 import snowballstemmer  # type: ignore[import-untyped]
-from tortoise import Tortoise
 
 TERMS_VERSION: Final = 1
 K1: Final = 1.2
@@ -28,6 +27,7 @@ MAX_SEGMENT_CHUNKS: Final = 1 << 19
 
 _HEADING_WEIGHT: Final = 2
 _LONGEST_TERM: Final = 40
+_REMEMBERED_RUNS: Final = 65_536
 _INT4_OID: Final = 23
 _LENGTH_BITS: Final = 7
 _FREQUENCY_BITS: Final = 5
@@ -38,7 +38,8 @@ _FREQUENCY_MASK: Final = (1 << _FREQUENCY_BITS) - 1
 _SYLLABLES: Final = "가-힣"
 _IDEOGRAPHS: Final = "぀-ヿ㐀-䶿一-鿿"
 _LETTER: Final = rf"[^\W_{_SYLLABLES}{_IDEOGRAPHS}]"
-_RUNS = re.compile(rf"([{_SYLLABLES}]+)|([{_IDEOGRAPHS}]+)|({_LETTER}+(?:[._]+{_LETTER}+)*)")
+_RUNS = re.compile(rf"[{_SYLLABLES}]+|[{_IDEOGRAPHS}]+|{_LETTER}+(?:[._]+{_LETTER}+)*")
+_NO_WORD = re.compile(rf"[{_SYLLABLES}{_IDEOGRAPHS}]")
 _CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _IS_CAMEL = re.compile(r"[a-z][A-Z]")
 _PARTICLES: Final = frozenset("은는이가을를의에도로와과만")
@@ -59,15 +60,27 @@ def _stem(word: str) -> str:
 
 def terms(text: str) -> list[str]:
     """The index terms of a text, in order, with repetitions. Function words of English are none."""
-    found: list[str] = []
-    for syllables, ideographs, word in _RUNS.findall(unicodedata.normalize("NFKC", text)):
-        if syllables:
-            _add_bigrams(found, syllables)
-        elif ideographs:
-            _add_bigrams(found, ideographs)
+    runs = _RUNS.findall(unicodedata.normalize("NFKC", text))
+    return list(chain.from_iterable(map(_terms_of.__getitem__, runs)))
+
+
+class _TermsOfRuns(dict[str, Sequence[str]]):
+    """The terms of a run of letters, remembered: a text repeats its words."""
+
+    def __missing__(self, run: str) -> Sequence[str]:
+        found: list[str] = []
+        if _NO_WORD.match(run):
+            _add_bigrams(found, run)
         else:
-            _add_word(found, word)
-    return found
+            _add_word(found, run)
+        if len(run) <= _LONGEST_TERM:
+            if len(self) >= _REMEMBERED_RUNS:
+                self.clear()
+            self[run] = found
+        return found
+
+
+_terms_of: Final = _TermsOfRuns()
 
 
 def _add_bigrams(found: list[str], run: str) -> None:
@@ -107,9 +120,14 @@ def term_frequencies(text: str, heading: str, title: str) -> tuple[Counter[str],
     """
     frequencies = Counter(terms(text))
     length = frequencies.total()
-    for term in set(terms(heading)) | set(terms(title)):
+    for term in _heading_terms(heading, title):
         frequencies[term] += _HEADING_WEIGHT
     return frequencies, length
+
+
+@lru_cache(maxsize=256)
+def _heading_terms(heading: str, title: str) -> frozenset[str]:
+    return frozenset(terms(heading)) | frozenset(terms(title))
 
 
 def length_step(length: int) -> int:
@@ -118,7 +136,7 @@ def length_step(length: int) -> int:
 
 
 @lru_cache(maxsize=16)
-def _saturation(average_length: int) -> list[float]:
+def saturation(average_length: int) -> list[float]:
     """BM25's factor for every frequency and length that an entry can hold, in the order of its lowest bits."""
     norms = [
         K1 * (1 - B + B * 2 ** (step / _STEPS_AN_OCTAVE) / max(average_length, 1)) for step in range(_LENGTH_MASK + 1)
@@ -130,7 +148,7 @@ class PostingsDraft:
     """The postings of one segment while it is being filled; nothing here speaks to the database."""
 
     def __init__(self) -> None:
-        self._entries: dict[str, array[int]] = {}
+        self._entries: defaultdict[str, array[int]] = defaultdict(partial(array, "Q"))
         self.chunk_count = 0
         self.term_count = 0
 
@@ -139,13 +157,9 @@ class PostingsDraft:
         # An array element of PostgreSQL's binary COPY is its size, 4, and its value: one 64-bit number.
         base = 4 << 32 | self.chunk_count << (_FREQUENCY_BITS + _LENGTH_BITS) | length_step(length)
         entries = self._entries
+        by_frequency = [base | frequency << _LENGTH_BITS for frequency in range(_FREQUENCY_MASK + 1)]
         for term, frequency in frequencies.items():
-            entry = base | min(frequency, _FREQUENCY_MASK) << _LENGTH_BITS
-            row = entries.get(term)
-            if row is None:
-                entries[term] = array("Q", (entry,))
-            else:
-                row.append(entry)
+            entries[term].append(by_frequency[frequency if frequency < _FREQUENCY_MASK else _FREQUENCY_MASK])
         self.chunk_count += 1
         self.term_count += length
 
@@ -161,54 +175,3 @@ class PostingsDraft:
             parts += (struct.pack("!hi", 3, len(key)), key, segment, head, swapped.tobytes())
         parts.append(struct.pack("!h", -1))
         return b"".join(parts)
-
-
-async def search(weights: Mapping[str, float], limit: int) -> list[dict[str, Any]]:
-    """The chunks that score best by BM25 for weighted terms, best first, in one snapshot of the index.
-
-    Each has the columns of a passage, and `share`: the part of the weight of all terms whose terms the chunk
-    holds, whatever their frequency. A term that the corpus lacks weighs most.
-    """
-    database = Tortoise.get_connection("default")
-    average = await database.execute_query_dict(_AVERAGE_LENGTH)
-    return await database.execute_query_dict(
-        _SEARCH, [list(weights), list(weights.values()), _saturation(average[0]["length"]), limit]
-    )
-
-
-_AVERAGE_LENGTH: Final = """
-SELECT round(coalesce(sum(term_count) / nullif(sum(chunk_count), 0), 1))::int AS length
-FROM segments JOIN generations ON generations.id = segments.generation_id WHERE generations.is_current
-"""
-
-_SEARCH: Final = """
-WITH live AS MATERIALIZED (
-    SELECT segments.id, segments.chunk_ids, segments.chunk_count
-    FROM segments JOIN generations ON generations.id = segments.generation_id WHERE generations.is_current
-), corpus AS MATERIALIZED (
-    SELECT coalesce(sum(chunk_count), 0)::float8 AS size FROM live
-), found AS MATERIALIZED (
-    SELECT asked.term, asked.weight, postings.segment_id, postings.entries, cardinality(postings.entries) AS size
-    FROM unnest($1::text[], $2::float8[]) AS asked (term, weight) LEFT JOIN postings
-        ON postings.term = asked.term COLLATE "C" AND postings.segment_id = ANY (ARRAY(SELECT id FROM live))
-), weighted AS MATERIALIZED (
-    SELECT term, weight * ln(1 + (corpus.size - frequency + 0.5) / (frequency + 0.5)) AS weight
-    FROM corpus, (
-        SELECT term, weight, coalesce(sum(size), 0)::float8 AS frequency FROM found GROUP BY term, weight
-    ) AS counted
-), entries AS (
-    SELECT found.segment_id << 20 AS segment, weighted.weight, unnest(found.entries) AS entry
-    FROM found JOIN weighted USING (term)
-), best AS MATERIALIZED (
-    SELECT segment + (entry >> 12) AS place, sum(weight) AS mass,
-        sum(weight * ($3::float8[])[(entry & 4095) + 1]) AS score
-    FROM entries GROUP BY place ORDER BY score DESC, place LIMIT $4::int
-)
-SELECT chunks.id AS chunk_id, documents.path AS document, chunks.heading, chunks.text, best.score,
-    chunks.start_offset, chunks.end_offset, chunks.token_count,
-    best.mass / greatest((SELECT sum(weight) FROM weighted), 1e-9) AS share
-FROM best JOIN live ON live.id = best.place >> 20
-JOIN chunks ON chunks.id = live.chunk_ids[(best.place & 1048575) + 1]
-JOIN documents ON documents.id = chunks.document_id
-ORDER BY best.score DESC, documents.path, chunks.position
-"""

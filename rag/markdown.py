@@ -105,8 +105,12 @@ def read_blocks(parts: Iterable[str], *, start: int, limit: int) -> Iterator[Blo
     """
     reader = _Reader(start, limit)
     for line in _lines(parts, limit):
-        yield from reader.take(line)
-    yield from reader.flush()
+        reader.take(line)
+        if reader.done:
+            yield from reader.done
+            reader.done.clear()
+    reader.flush()
+    yield from reader.done
 
 
 def _lines(parts: Iterable[str], limit: int) -> Iterator[str]:
@@ -116,7 +120,10 @@ def _lines(parts: Iterable[str], limit: int) -> Iterator[str]:
         # Only a line feed ends a line; str.splitlines also cuts at form feeds and Unicode's separators.
         *lines, held = (held + part).split("\n")
         for line in lines:
-            yield from _bounded(line + "\n", limit)
+            if len(line) < limit:
+                yield line + "\n"
+            else:
+                yield from _bounded(line + "\n", limit)
         if len(held) > limit:
             *pieces, held = _bounded(held, limit)
             yield from pieces
@@ -134,64 +141,70 @@ def _bounded(line: str, limit: int) -> Iterator[str]:
 
 
 class _Reader:
-    """The state between lines: the block that is open."""
+    """The state between lines: the block that is open, and those that are `done`."""
 
     def __init__(self, start: int, limit: int) -> None:
+        self.done: list[Block] = []
         self._start = start
         self._limit = limit
         self._kind = Kind.TEXT
         self._lines: list[str] = []
         self._size = 0
+        self._level = 0
+        self._title = ""
         self._fence = ""
         self._ended = False
 
-    def flush(self) -> Iterator[Block]:
-        """The open block, if there is one."""
-        if self._lines:
-            yield self._close(self._kind)
+    def flush(self) -> None:
+        """End the open block, if there is one."""
+        if not self._lines:
+            return
+        text = "".join(self._lines)
+        self.done.append(Block(self._kind, self._start, text, self._level, self._title))
+        self._start += len(text)
+        self._kind, self._level, self._title = Kind.TEXT, 0, ""
+        self._lines, self._size, self._ended = [], 0, False
 
-    def take(self, line: str) -> Iterator[Block]:
-        """Add one line; the blocks that it ends."""
+    def take(self, line: str) -> None:
+        """Add one line, which may end blocks."""
         if self._size + len(line) > self._limit and self._lines:
             kind, fence = self._kind, self._fence
-            yield from self.flush()
-            self._kind, self._fence = kind, fence
+            self.flush()
+            self._kind, self._fence = kind if kind is not Kind.HEADING else Kind.TEXT, fence
         if self._fence:
-            self._append(line)
             if self._closes_fence(line):
                 self._fence, self._ended = "", True
-            return
-        bare = line.lstrip(" \t")
-        if not bare.strip():
-            self._append(line)
+        elif line.isspace():
             self._ended = True
-            return
-        yield from self._open(line, bare)
+        else:
+            self._open(line)
+        self._lines.append(line)
+        self._size += len(line)
 
-    def _open(self, line: str, bare: str) -> Iterator[Block]:
-        first = bare[0]
+    def _open(self, line: str) -> None:
+        """End the block that the line ends, and open the one that it opens."""
+        first = line[0]
+        if first in " \t":
+            first = line.lstrip(" \t")[0]
         if first in "`~" and (fence := _FENCE.match(line)) and not (first == "`" and "`" in fence[2]):
-            yield from self.flush()
+            self.flush()
             self._kind, self._fence = Kind.FENCE, fence[1]
         elif first == "#" and (heading := _HEADING.match(line.rstrip("\n"))):
-            yield from self.flush()
-            self._append(line)
-            yield self._close(Kind.HEADING, level=len(heading[1]), title=(heading[2] or "").strip())
-            return
+            self.flush()
+            self._name(len(heading[1]), (heading[2] or "").strip())
         elif first in "=-" and self._is_one_line() and _UNDERLINE.match(line.rstrip("\n")):
-            title = self._lines[0].strip()
-            self._append(line)
-            yield self._close(Kind.HEADING, level=1 if first == "=" else 2, title=title)
-            return
+            self._name(1 if first == "=" else 2, self._lines[0].strip())
         elif first in "|:-" and self._is_table_head() and _TABLE_RULE.match(line.rstrip("\n")):
             head = self._lines.pop()
             self._size -= len(head)
-            yield from self.flush()
-            self._kind = Kind.TABLE
-            self._append(head)
+            self.flush()
+            self._kind, self._lines, self._size = Kind.TABLE, [head], len(head)
         elif self._ended or (self._kind is Kind.TABLE and "|" not in line):
-            yield from self.flush()
-        self._append(line)
+            self.flush()
+
+    def _name(self, level: int, title: str) -> None:
+        """Make the open block a heading, to which only blank lines are added."""
+        self._kind, self._level, self._title, self._ended = Kind.HEADING, level, title, True
 
     def _is_one_line(self) -> bool:
         return self._kind is Kind.TEXT and len(self._lines) == 1 and not self._ended and bool(self._lines[0].strip())
@@ -202,14 +215,3 @@ class _Reader:
     def _closes_fence(self, line: str) -> bool:
         bare = line.strip()
         return bare.startswith(self._fence) and not bare.strip(self._fence[0])
-
-    def _append(self, line: str) -> None:
-        self._lines.append(line)
-        self._size += len(line)
-
-    def _close(self, block_kind: Kind, *, level: int = 0, title: str = "") -> Block:
-        text = "".join(self._lines)
-        block = Block(block_kind, self._start, text, level, title)
-        self._start += len(text)
-        self._kind, self._lines, self._size, self._ended = Kind.TEXT, [], 0, False
-        return block

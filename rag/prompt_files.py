@@ -1,4 +1,4 @@
-"""The prompts folder: one Markdown file a mode, and `summary.md`."""
+"""The prompts folder: one Markdown file a mode, `summary.md`, and if the folder has one `session_summary.md`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from settings import SHIPPED_PROMPTS_DIR
+
 GENERAL: Final = "general"
 PAGE_CONTEXT: Final = "page_context"
 SUMMARY: Final = "summary"
+SESSION_SUMMARY: Final = "session_summary"
 
 _REQUIRED: Final = (GENERAL, PAGE_CONTEXT, SUMMARY)
 _MODE: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -31,10 +34,11 @@ class UnknownModeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """The personas by mode, and the rules for a summary, as read at start."""
+    """The personas by mode, and the rules for summaries of an answer and of a session, as read at start."""
 
     personas: Mapping[str, str]
     summary: str
+    session_summary: str
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -56,6 +60,8 @@ class Prompts:
 def load_prompts(folder: Path) -> Prompts:
     """Read every `NAME.md` of a folder; a `README.md` and hidden files are no prompts.
 
+    Without a `session_summary.md` of its own a folder has the shipped one.
+
     Raises:
         PromptsError: the folder or a file is missing, empty, unreadable, or has a name that no mode can have.
     """
@@ -70,7 +76,8 @@ def load_prompts(folder: Path) -> Prompts:
         if name not in texts:
             raise PromptsError(f"{folder / name}.md is missing; copy the shipped one there and edit it")
     summary = texts.pop(SUMMARY)
-    return Prompts(personas=texts, summary=summary)
+    session_summary = texts.pop(SESSION_SUMMARY, None) or _read(SHIPPED_PROMPTS_DIR / f"{SESSION_SUMMARY}.md")
+    return Prompts(personas=texts, summary=summary, session_summary=session_summary)
 
 
 def _read(path: Path) -> str:

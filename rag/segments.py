@@ -7,16 +7,20 @@ import hashlib
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tortoise.backends.base.client import BaseDBAsyncClient
 
 from rag.chunking import Chunk, ChunkSettings, cut
-from rag.corpus import Failure, SourceFile, UnreadableFileError, open_content
+from rag.content import UnreadableFileError, open_content
+from rag.corpus import Failure, SourceFile
+from rag.known import HASH_BYTES, KnownChunks
 from rag.lexical import PostingsDraft, term_frequencies
 from rag.markdown import Metadata
 
-DRAFT_CHARACTERS: Final = 4_000_000
+DRAFT_CHARACTERS: Final = 1_000_000
+DRAFT_KEPT: Final = 20_000
+_DELETED_AT_ONCE: Final = 20_000
 _CHUNK_COLUMNS: Final = (
     "id", "document_id", "generation_id", "position", "heading", "text",
     "start_offset", "end_offset", "token_count", "term_count", "content_hash",
@@ -25,10 +29,10 @@ _CHUNK_COLUMNS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What the index holds of a file: the hash of its content, and its chunks' ids by their hashes."""
+    """What the index holds of a file: the hash of its content, and its chunks."""
 
     content_hash: str | None = None
-    chunk_ids: Mapping[bytes, Sequence[int]] = field(default_factory=dict)
+    chunks: KnownChunks = field(default_factory=KnownChunks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +44,21 @@ class FinishedDocument:
     metadata: Metadata
 
 
+class KeptChunk(NamedTuple):
+    """A chunk whose row stays, and where its text stands now."""
+
+    id: int
+    position: int
+    start_offset: int
+    end_offset: int
+
+
 @dataclass(slots=True)
 class Draft:
     """Part of a segment's work: new chunks with their postings, and what happens to older rows."""
 
     added: list[tuple[str, Chunk, bytes, int]] = field(default_factory=list)
-    kept: list[tuple[int, Chunk]] = field(default_factory=list)
+    kept: list[KeptChunk] = field(default_factory=list)
     stale: list[int] = field(default_factory=list)
     finished: list[FinishedDocument] = field(default_factory=list)
     unchanged: list[SourceFile] = field(default_factory=list)
@@ -53,6 +66,12 @@ class Draft:
     postings: PostingsDraft = field(default_factory=PostingsDraft)
     characters: int = 0
     added_count: int = 0
+    added_tokens: int = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it holds as much as should be in memory at once."""
+        return self.characters > DRAFT_CHARACTERS or len(self.kept) > DRAFT_KEPT
 
     def summary(self) -> Draft:
         """What is worth remembering of a draft that is written; its text and postings are not."""
@@ -61,6 +80,7 @@ class Draft:
             unchanged=self.unchanged,
             failures=self.failures,
             added_count=self.added_count,
+            added_tokens=self.added_tokens,
         )
 
 
@@ -81,32 +101,33 @@ def prepare(files: Sequence[SourceFile], known: Mapping[str, Known], settings: C
         if content.content_hash == before.content_hash:
             draft.unchanged.append(file)
             continue
-        old = {digest: list(ids) for digest, ids in before.chunk_ids.items()}
         cut_file = cut(content.blocks(), settings)
         for chunk in cut_file:
-            _add_chunk(draft, file.path, chunk, cut_file.metadata.title, old)
-            if draft.characters > DRAFT_CHARACTERS:
+            _add_chunk(draft, file.path, chunk, cut_file.metadata.title, before.chunks)
+            if draft.is_full:
                 yield draft
                 draft = Draft()
-        draft.stale.extend(chunk_id for ids in old.values() for chunk_id in ids)
+        draft.stale.extend(before.chunks.rest())
         draft.finished.append(FinishedDocument(file, content.content_hash, cut_file.metadata))
     yield draft
 
 
-def _add_chunk(draft: Draft, path: str, chunk: Chunk, title: str, old: dict[bytes, list[int]]) -> None:
+def _add_chunk(draft: Draft, path: str, chunk: Chunk, title: str, known: KnownChunks) -> None:
     digest = _chunk_hash(title, chunk)
-    if same := old.get(digest):
-        draft.kept.append((same.pop(0), chunk))
+    same = known.take(digest)
+    if same is not None:
+        draft.kept.append(KeptChunk(same, chunk.position, chunk.start_offset, chunk.end_offset))
         return
     frequencies, length = term_frequencies(chunk.text, chunk.heading, title)
     draft.postings.add(frequencies, length)
     draft.added.append((path, chunk, digest, length))
     draft.characters += len(chunk.text)
     draft.added_count += 1
+    draft.added_tokens += chunk.token_count
 
 
 def _chunk_hash(title: str, chunk: Chunk) -> bytes:
-    return hashlib.blake2b("\0".join((title, chunk.heading, chunk.text)).encode(), digest_size=16).digest()
+    return hashlib.blake2b("\0".join((title, chunk.heading, chunk.text)).encode(), digest_size=HASH_BYTES).digest()
 
 
 async def write(connection: BaseDBAsyncClient, draft: Draft, generation_id: int) -> None:
@@ -119,26 +140,23 @@ async def write(connection: BaseDBAsyncClient, draft: Draft, generation_id: int)
             "UPDATE chunks SET position = kept.position, start_offset = kept.start_offset, "
             "end_offset = kept.end_offset FROM unnest($1::bigint[], $2::int[], $3::bigint[], $4::bigint[]) "
             "AS kept (id, position, start_offset, end_offset) WHERE chunks.id = kept.id",
-            [chunk_id for chunk_id, _ in draft.kept],
-            [chunk.position for _, chunk in draft.kept],
-            [chunk.start_offset for _, chunk in draft.kept],
-            [chunk.end_offset for _, chunk in draft.kept],
+            *map(list, zip(*draft.kept, strict=True)),
         )
     await delete_chunks(database, draft.stale)
 
 
 async def delete_chunks(database: Any, chunk_ids: Sequence[int]) -> None:
-    """Delete chunks and count them as dead in their segments."""
-    if not chunk_ids:
-        return
-    await database.execute(
-        "UPDATE segments SET dead_count = dead_count + gone.size FROM ("
-        "  SELECT segments.id, count(*) AS size FROM segments, unnest(chunk_ids) AS chunk_id"
-        "  WHERE chunk_id = ANY($1::bigint[]) GROUP BY segments.id"
-        ") AS gone WHERE segments.id = gone.id",
-        chunk_ids,
-    )
-    await database.execute("DELETE FROM chunks WHERE id = ANY($1::bigint[])", chunk_ids)
+    """Delete chunks and count them as dead in their segments, in statements that no time limit cuts short."""
+    for start in range(0, len(chunk_ids), _DELETED_AT_ONCE):
+        ids = chunk_ids[start : start + _DELETED_AT_ONCE]
+        await database.execute(
+            "UPDATE segments SET dead_count = dead_count + gone.size FROM ("
+            "  SELECT segments.id, count(*) AS size FROM segments, unnest(chunk_ids) AS chunk_id"
+            "  WHERE chunk_id = ANY($1::bigint[]) GROUP BY segments.id"
+            ") AS gone WHERE segments.id = gone.id",
+            ids,
+        )
+        await database.execute("DELETE FROM chunks WHERE id = ANY($1::bigint[])", ids)
 
 
 async def _write_segment(database: Any, draft: Draft, generation_id: int) -> None:

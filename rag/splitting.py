@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cache
 from typing import Final
 
@@ -28,10 +29,10 @@ def least_overlap(overlap: int) -> int:
     return -(-overlap * 6 // 10)
 
 
-def split(text: str, counter: TokenCounter, limit: int) -> list[str]:
+def split(text: str, counter: TokenCounter, limit: int, measure: Callable[[str], int]) -> list[str]:
     """Cut `text` into parts of about `limit` tokens at most, between sentences or words where it has them.
 
-    The parts joined are the text. Counts do not add up exactly, so a part can have a few tokens more.
+    The parts joined are the text. `measure` tells roughly how many tokens a part has, so a part can have more.
     """
     splitter = RecursiveCharacterTextSplitter(
         separators=list(_SEPARATORS),
@@ -41,19 +42,19 @@ def split(text: str, counter: TokenCounter, limit: int) -> list[str]:
         chunk_size=limit,
         chunk_overlap=0,
         # It measures every sentence several times.
-        length_function=cache(counter.count),
+        length_function=cache(measure),
     )
     parts = []
     for part in splitter.split_text(text):
         if _LONG_RUN.search(part) and counter.count(part) > limit:
-            parts.extend(_split_run(part, counter, limit))
+            parts.extend(split_run(part, counter, limit))
         else:
             parts.append(part)
     return parts
 
 
-def _split_run(text: str, counter: TokenCounter, limit: int) -> list[str]:
-    """Cut a run without separators between its characters."""
+def split_run(text: str, counter: TokenCounter, limit: int) -> list[str]:
+    """Cut a run without separators between its characters, into parts of at most `limit` tokens if one has no more."""
     parts = []
     while text:
         part = counter.head(text, limit) or text[: next_boundary(text, 1)]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
-from decimal import Decimal
 from typing import Final
 
+from rag.numbers import unsupported_numbers
 from rag.prompt import Count, PassageLike, build_prompt
 from rag.providers.protocol import ChatMessage
-from rag.sentences import sentence_ends, split_sentences
+from rag.sentences import cut_to_tokens, sentence_ends, split_sentences
 
 MAX_SENTENCES: Final = 3
 MAX_CHARACTERS: Final = 1_000
@@ -22,6 +21,10 @@ _RULE: Final = re.compile(r"^[ \t]*(?:[-*_][ \t]*){3,}$", re.MULTILINE)
 _LIST_ITEM: Final = re.compile(r"^[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t]+", re.MULTILINE)
 _BLOCK: Final = re.compile(r"^[ \t]*(?:```|~~~|#{1,6}[ \t]|\||>)", re.MULTILINE)
 _BLANK_LINE: Final = re.compile(r"\n[ \t\r]*\n")
+_MOST_NAMED: Final = 10
+_MOST_DIGITS: Final = 20
+_THOUGHT: Final = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+_NUMBER_AT_END: Final = re.compile(r"\d[\d.,]*\Z")
 _LABEL: Final = re.compile(r"^[*_#\s]*(?:요약(?:문)?|summary|tl;dr)[*_]*\s*[:：][*_]*\s*", re.IGNORECASE)
 _FINISHED: Final = re.compile(r"""[.!?。！？…:;,]["'”’)\]」』》*_]*$""")
 
@@ -33,17 +36,20 @@ def build_summary_prompt(
     context_window: int,
     max_output_tokens: int,
     count: Count,
+    note: str = "",
     fence: str | None = None,
 ) -> list[ChatMessage]:
     """The messages that ask for the summary of an answer, by the rules of `summary.md`; sizes in tokens.
 
+    `note` says at the end what was wrong with an earlier try (`what_is_wrong`).
+
     Raises:
-        PromptTooLongError: the rules alone don't fit beside the summary's reserve.
+        PromptTooLongError: the rules and the note alone don't fit beside the summary's reserve.
     """
     no_passages: Sequence[PassageLike] = ()
     return build_prompt(
         rules,
-        "",
+        note,
         passages=no_passages,
         page_context=answer,
         context_window=context_window,
@@ -63,18 +69,68 @@ def short_enough(answer: str) -> bool:
     return len(split_sentences(text)) <= MAX_SENTENCES
 
 
+def what_is_wrong(text: str, source: str, *, max_sentences: int | None = MAX_SENTENCES) -> str:
+    """What to tell a model whose summary of `source` breaks a rule that it can mend; empty where none is broken."""
+    paragraph = to_paragraph(text)
+    if not paragraph:
+        return "Your summary was empty. Write it."
+    wrong = []
+    size = len(split_sentences(paragraph))
+    if max_sentences is not None and size > max_sentences:
+        wrong.append(f"it had {size} sentences, and {max_sentences} are the most")
+    elif max_sentences is not None and len(paragraph) > MAX_CHARACTERS:
+        wrong.append("it was too long")
+    if numbers := unsupported_numbers(paragraph, source):
+        named = ", ".join(number[:_MOST_DIGITS] for number in numbers[:_MOST_NAMED])
+        wrong.append(f"it held numbers that the text does not hold ({named})")
+    return f"Your last summary was wrong: {'; '.join(wrong)}. Write it again by the rules." if wrong else ""
+
+
 def to_summary(text: str) -> str:
     """Make one paragraph of at most three sentences of a model's text, cut at the end of a sentence.
 
-    Headings, code blocks and a leading "Summary:" are left out, list items become sentences. Empty where
-    nothing is left.
+    Empty where nothing is left.
     """
-    paragraph = _one_paragraph(_CODE_FENCE.sub("\n\n", text)) or _one_paragraph(text.replace("`", ""))
+    paragraph = to_paragraph(text)
     ends = [0, *sentence_ends(paragraph)][: MAX_SENTENCES + 1]
     fitting = [end for end in ends if end <= MAX_CHARACTERS]
     if len(ends) > 1 and fitting == [0]:
         return _cut_at_word(paragraph)
     return paragraph[: fitting[-1]].strip()
+
+
+def to_supported_summary(text: str, source: str) -> str:
+    """As `to_summary`, without the sentences that hold a number which `source` does not.
+
+    Where no sentence is left, the first ones of the source.
+    """
+    return to_summary(without_unsupported(to_paragraph(text), source)) or to_summary(source)
+
+
+def to_session_summary(text: str, source: str, *, max_tokens: int, count: Count) -> str:
+    """Make one paragraph of at most `max_tokens` of a model's text, cut at the end of a sentence.
+
+    Without the sentences that hold a number which `source` does not; empty where nothing is left.
+    """
+    paragraph = without_unsupported(to_paragraph(text), source)
+    # A sentence that alone is too long is cut anywhere: that may make a new number of one.
+    return without_unsupported(cut_to_tokens(paragraph, max_tokens, count), source)
+
+
+def without_unsupported(text: str, source: str) -> str:
+    """A text without the sentences that hold a number which `source` does not."""
+    if not unsupported_numbers(text, source):
+        return text
+    return " ".join(sentence for sentence in split_sentences(text) if not unsupported_numbers(sentence, source))
+
+
+def to_paragraph(text: str) -> str:
+    """Make one paragraph of a model's text.
+
+    Headings, code blocks, what it thought and a leading "Summary:" are left out, list items become sentences.
+    """
+    text = _THOUGHT.sub("", text)
+    return _one_paragraph(_CODE_FENCE.sub("\n\n", text)) or _one_paragraph(text.replace("`", " "))
 
 
 def _one_paragraph(text: str) -> str:
@@ -95,89 +151,11 @@ def _one_paragraph(text: str) -> str:
 
 
 def _cut_at_word(text: str) -> str:
-    """Cut a sentence that alone is over the limit; the mark says that it goes on."""
+    """Cut a sentence that alone is over the limit, not within a number; the mark says that it goes on."""
     head = text[: MAX_CHARACTERS - 1]
     space = head.rfind(" ", MAX_CHARACTERS // 2)
-    return (head if space < 0 else head[:space]).rstrip() + "…"
-
-
-_DIGITS: Final = r"\d+(?:[.,]\d+)*"
-_STANDING_NUMBER: Final = re.compile(rf"(?<![A-Za-z_\d])(?<![\d][.,])({_DIGITS})")
-_ANY_NUMBER: Final = re.compile(_DIGITS)
-_SCALED: Final = re.compile(rf"(?:{_DIGITS}\s?[천만억조]\s?)+(?:{_DIGITS})?|{_DIGITS}\s?(?:k|K|M)\b")
-_SCALED_PART: Final = re.compile(rf"({_DIGITS})\s?([천만억조kKM]?)")
-_THOUSANDS: Final = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
-_SCALES: Final = {
-    "천": 10**3,
-    "만": 10**4,
-    "억": 10**8,
-    "조": 10**12,
-    "k": 10**3,
-    "K": 10**3,
-    "M": 10**6,
-    "": 1,
-}
-_COUNTERS: Final = r"\s?(?:개|가지|번|명|단계|문장|문단|곳|배|줄|쪽|시간|달|해|종류|차례|사람|대)"
-_KOREAN_WORDS: Final = {
-    "한": 1, "두": 2, "세": 3, "네": 4, "다섯": 5, "여섯": 6, "일곱": 7, "여덟": 8, "아홉": 9, "열": 10,
-}  # fmt: skip
-_ENGLISH_WORDS: Final = {
-    "zero": 0, "no": 0, "one": 1, "once": 1, "two": 2, "twice": 2, "three": 3, "four": 4, "five": 5, "six": 6,
-    "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11, "twelve": 12,
-    "hundred": 100, "thousand": 1000,
-}  # fmt: skip
-_KOREAN_COUNT: Final = re.compile(rf"({'|'.join(_KOREAN_WORDS)}){_COUNTERS}")
-_ENGLISH_COUNT: Final = re.compile(rf"\b({'|'.join(_ENGLISH_WORDS)})\b", re.IGNORECASE)
-
-
-def unsupported_numbers(summary: str, source: str) -> list[str]:
-    """The numbers of a summary that its source doesn't hold, as written, in order, each once.
-
-    `1,294` and `1294`, `3만` and `30,000`, `2.50` and `2.5`, and small numbers written as words are the same
-    number. Digits inside a name (`BM25`, `o200k`) are no numbers.
-    """
-    known = _source_numbers(unicodedata.normalize("NFKC", source))
-    text = unicodedata.normalize("NFKC", summary)
-    unknown: dict[str, None] = {}
-    scaled_spans = [match.span() for match in _SCALED.finditer(text) if _scaled_value(match[0]) in known]
-    for match in _STANDING_NUMBER.finditer(text):
-        if any(start <= match.start() < end for start, end in scaled_spans):
-            continue
-        if not _values(match[0]) <= known:
-            unknown[match[0]] = None
-    return list(unknown)
-
-
-def _source_numbers(source: str) -> set[str]:
-    known: set[str] = set()
-    for match in _ANY_NUMBER.finditer(source):
-        known |= _values(match[0])
-        known |= {_plain(part) for part in re.split("[.,]", match[0])}
-    known |= {_scaled_value(match[0]) for match in _SCALED.finditer(source)}
-    known |= {str(_KOREAN_WORDS[match[1]]) for match in _KOREAN_COUNT.finditer(source)}
-    known |= {str(_ENGLISH_WORDS[match[1].lower()]) for match in _ENGLISH_COUNT.finditer(source)}
-    return known
-
-
-def _values(digits: str) -> set[str]:
-    """`1,294` is one number, `1,2` is two, and `0.28.0` is a version, compared as text."""
-    if _THOUSANDS.fullmatch(digits):
-        return {_plain(digits.replace(",", ""))}
-    return {_plain(part) for part in digits.split(",")}
-
-
-def _plain(digits: str) -> str:
-    if digits.count(".") > 1:
-        return digits
-    number = Decimal(digits)
-    return format(number.normalize() if number else Decimal(0), "f")
-
-
-def _scaled_value(text: str) -> str:
-    total = Decimal(0)
-    for digits, scale in _SCALED_PART.findall(text):
-        value = digits.replace(",", "")
-        if value.count(".") > 1:
-            return text
-        total += Decimal(value) * _SCALES[scale]
-    return _plain(format(total, "f"))
+    if space >= 0:
+        head = head[:space]
+    elif text[len(head)].isdigit():
+        head = _NUMBER_AT_END.sub("", head)
+    return head.rstrip() + "…"

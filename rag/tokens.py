@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import re
+import string
 import threading
 import unicodedata
 from collections.abc import Sequence
@@ -21,10 +23,16 @@ DEFAULT_ENCODING: Final = "o200k_base"
 _CARRIED: Final = {"cl100k_base": "cl100k_base", "o200k_base": "o200k_base", "o200k_harmony": "o200k_base"}
 
 # tiktoken matches a whole text with one regular expression whose cost and stack explode on huge runs.
-_PART_CHARACTERS: Final = 50_000
+PART_CHARACTERS: Final = 50_000
 # A cut looks at no more text than this for every token it may keep; a longer text is looked at again.
 _CHARACTERS_A_TOKEN: Final = 6
+_CHARACTERS_A_WIDE_TOKEN: Final = 4
 _LONGEST_CLUSTER: Final = 32
+
+_PUNCTUATION: Final = string.punctuation
+_ENDS_WORD: Final = re.compile("[0-9A-Za-z가-힣]")
+_REMEMBERED_CHARACTERS: Final = 16
+_REMEMBERED_ENDS: Final = 4096
 
 _load_lock = threading.Lock()
 
@@ -34,7 +42,7 @@ class TokenDataError(Exception):
 
 
 class TokenCounter:
-    """Counts the tokens of one model's texts.
+    """Counts the tokens of one model's texts, or of those of an encoding by its name.
 
     Special tokens in a text (`<|endoftext|>`) are plain text. `exact` tells whether the model's encoding is
     known; if not, `o200k_base` stands in and the caller should keep a margin.
@@ -44,6 +52,7 @@ class TokenCounter:
         name = _encoding_name(model)
         self.exact = name is not None
         self.encoding_name = name or DEFAULT_ENCODING
+        self._ends: dict[str, int] = {}
 
     @cached_property
     def _encoding(self) -> tiktoken.Encoding:
@@ -53,9 +62,26 @@ class TokenCounter:
     def count(self, text: str) -> int:
         """The number of tokens of `text`."""
         encode = self._encoding.encode_ordinary
-        if len(text) <= _PART_CHARACTERS:
+        if len(text) <= PART_CHARACTERS:
             return len(encode(text))
         return sum(len(encode(part)) for part in _parts(text))
+
+    def count_stripped(self, text: str, tokens: int) -> int:
+        """The number of tokens of `text.rstrip()`, where `text`, which is of one part, has `tokens`."""
+        stripped = text.rstrip()
+        word = stripped.rstrip(_PUNCTUATION)
+        if len(stripped) == len(text) or not word or not _ENDS_WORD.match(word[-1]):
+            return tokens if len(stripped) == len(text) else self.count(stripped)
+        # Marks and white space after a word are cut from it whatever it is.
+        return tokens - self._count_end(text[len(word) :]) + self._count_end(stripped[len(word) :])
+
+    def _count_end(self, text: str) -> int:
+        known = self._ends.get(text)
+        if known is None:
+            known = self.count(text)
+            if len(text) <= _REMEMBERED_CHARACTERS and len(self._ends) < _REMEMBERED_ENDS:
+                self._ends[text] = known
+        return known
 
     def head(self, text: str, tokens: int) -> str:
         """The longest beginning of `text` with at most `tokens` tokens, cut between characters."""
@@ -68,14 +94,23 @@ class TokenCounter:
 
     def tail_starts(self, text: str, sizes: Sequence[int]) -> list[int]:
         """For each of `sizes`, where the last so many tokens of `text` begin, give or take a character's tokens."""
-        window = text[-max(sizes) * _CHARACTERS_A_TOKEN :]
-        ids = self._encoding.encode_ordinary(window) if len(window) <= _PART_CHARACTERS else []
+        most = max(sizes)
+        window = text[-most * _CHARACTERS_A_TOKEN :]
+        if not window.isascii():
+            window = text[-most * _CHARACTERS_A_WIDE_TOKEN :]
+        ids = self._encode_part(window)
+        if len(ids) < most and len(window) < len(text):
+            window = text[-most * _CHARACTERS_A_TOKEN :]
+            ids = self._encode_part(window)
         starts = []
         for size in sizes:
             kept = self._encoding.decode_bytes(ids[-size:]) if size < len(ids) else window.encode()
             length = len(kept.decode("utf-8", errors="ignore"))
             starts.append(next_boundary(text, len(text) - length))
         return starts
+
+    def _encode_part(self, text: str) -> list[int]:
+        return self._encoding.encode_ordinary(text) if len(text) <= PART_CHARACTERS else []
 
     def _cut(self, text: str, tokens: int, *, from_end: bool) -> int:
         """How many characters of one end of `text` make at most `tokens` tokens."""
@@ -85,10 +120,10 @@ class TokenCounter:
         window = max(64, tokens * _CHARACTERS_A_TOKEN)
         while True:
             part = text[-window:] if from_end else text[:window]
-            ids = encoding.encode_ordinary(part) if len(part) <= _PART_CHARACTERS else []
-            if len(ids) > tokens or window >= min(len(text), _PART_CHARACTERS):
+            ids = self._encode_part(part)
+            if len(ids) > tokens or window >= min(len(text), PART_CHARACTERS):
                 break
-            window = min(window * 4, _PART_CHARACTERS)
+            window = min(window * 4, PART_CHARACTERS)
         if len(ids) <= tokens:
             return len(part)
         kept = encoding.decode_bytes(ids[-tokens:] if from_end else ids[:tokens])
@@ -105,6 +140,15 @@ class TokenCounter:
                 return size
             size -= 1
         return 0
+
+
+def counts_add(before: str, after: str) -> bool:
+    """Whether `before + after` surely has as many tokens as the two have together.
+
+    Every carried encoding cuts a text into words first and ends one after the last of some line feeds, unless
+    white space or a slash follows.
+    """
+    return before.endswith("\n") and after[:1] != "/" and not after[:1].isspace()
 
 
 def is_boundary(text: str, at: int) -> bool:
@@ -152,11 +196,11 @@ def _parts(text: str) -> list[str]:
     """`text` in parts, cut where a word begins after a space: there the encodings cut as well."""
     parts = []
     start = 0
-    while len(text) - start > _PART_CHARACTERS:
-        end = start + _PART_CHARACTERS
-        space = text.rfind(" ", start + _PART_CHARACTERS // 2, end)
+    while len(text) - start > PART_CHARACTERS:
+        end = start + PART_CHARACTERS
+        space = text.rfind(" ", start + PART_CHARACTERS // 2, end)
         while space > 0 and not (text[space - 1].isalpha() and text[space + 1].isalpha()):
-            space = text.rfind(" ", start + _PART_CHARACTERS // 2, space)
+            space = text.rfind(" ", start + PART_CHARACTERS // 2, space)
         end = space if space > 0 else previous_boundary(text, end)
         parts.append(text[start:end])
         start = end
@@ -165,6 +209,8 @@ def _parts(text: str) -> list[str]:
 
 
 def _encoding_name(model: str) -> str | None:
+    if model in _CARRIED:
+        return model
     # A router's names carry the vendor: "openai/gpt-4o".
     try:
         return _CARRIED.get(encoding_name_for_model(model.rsplit("/", 1)[-1]))

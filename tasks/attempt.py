@@ -13,7 +13,7 @@ from arq.utils import ms_to_datetime, timestamp_ms
 from protostar_client.contract import ErrorCode, JobError
 
 from tasks.queue import Claim
-from tasks.retry import Again, attempts_used_up, judge
+from tasks.retry import Again, Waited, attempts_used_up, judge
 
 if TYPE_CHECKING:
     from tasks.worker import Worker
@@ -147,7 +147,14 @@ class Attempt:
 
     def _judge(self, error: BaseException, max_tries: int) -> Outcome:
         claim = self.claim
-        verdict = judge(error, tries=claim.tries, max_tries=max_tries, spared=claim.spared)
+        waited = Waited.of(claim.history, timestamp_ms())
+        verdict = judge(
+            error,
+            tries=claim.tries,
+            max_tries=max_tries,
+            spared=claim.spared - waited.times,
+            waited=waited,
+        )
         unexpected = isinstance(verdict, JobError) and verdict.code == ErrorCode.INTERNAL
         logger.warning(
             "attempt_failed job_id=%s attempt=%d error=%s verdict=%s",

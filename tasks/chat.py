@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
-from protostar_client.contract import ChatRequest, ErrorCode, JobError, Source, clean_text
+from protostar_client.contract import ChatRequest, ErrorCode, JobError, clean_text
 
-from rag.prompt import Prompt, PromptTooLongError, build_prompt
 from rag.prompt_files import PAGE_CONTEXT, UnknownModeError
-from rag.providers import CompletionRequest, Finish
+from rag.providers import CompletionRequest, ContextLengthError, Finish, Provider
 from rag.providers.fallback import stream_with_fallback
-from rag.retrieve import Passage, retrieve
+from tasks.assembly import Material, gather, make_request, make_smaller_request, still_too_long
+from tasks.bill import billed, close_lost, new_charge
 from tasks.context import Context, Tools
 from tasks.endings import complete, tell_again, told_before
-from tasks.turns import Turn, load_history, open_turn
+from tasks.turns import Turn, open_turn
 
 
 async def generate_chat(ctx: Context, *args: Any, **arguments: Any) -> dict[str, Any]:
@@ -24,7 +23,7 @@ async def generate_chat(ctx: Context, *args: Any, **arguments: Any) -> dict[str,
         A `ChatResult`.
 
     Raises:
-        JobError: the request or the prompt can't be used.
+        JobError: the request or the prompt can't be used, or a cap of the user is reached.
         ProviderError: no answer came.
         LeaseLostError: another attempt has the job.
     """
@@ -33,10 +32,11 @@ async def generate_chat(ctx: Context, *args: Any, **arguments: Any) -> dict[str,
     request, persona = _read_request(tools, args, arguments)
     turn = await open_turn(tools, request, ctx["claim"], named_user=str(arguments["user_uuid"]))
     ctx["turn"] = turn  # for its ending, whatever happens from here
+    await close_lost(tools, ctx["redis"], ctx["claim"])
     if turn.stored is not None:
         return await tell_again(tools, turn, turn.stored)
-    prompt = await _prompt(tools, turn, persona)
-    finish = await _stream(tools, turn, prompt)
+    await tools.provider.look(tools.settings.chat_models)  # a job that has to wait says nothing yet
+    finish = await _ask(tools, turn, await gather(tools, turn, persona))
     return await complete(tools, turn, finish)
 
 
@@ -53,50 +53,36 @@ def _read_request(tools: Tools, args: tuple[Any, ...], arguments: dict[str, Any]
     return request, persona
 
 
-async def _prompt(tools: Tools, turn: Turn, persona: str) -> Prompt[Passage]:
-    settings, request = tools.settings, turn.request
-    turn.model = settings.chat_model
-    turn.answer.start(turn.model)
-    history = await load_history(turn)
-    passages: list[Passage] = []
-    if request.mode != PAGE_CONTEXT:
-        passages = await retrieve(request.content, history=[earlier.question for earlier in history])
-    try:
-        # Counting a page of 400,000 characters would hold up every other stream.
-        prompt = await asyncio.to_thread(
-            build_prompt,
-            persona,
-            request.content,
-            history=history,
-            passages=passages,
-            page_context=request.context,
-            context_window=settings.context_window,
-            max_output_tokens=settings.max_output_tokens,
-            count=tools.tokens.count,
-        )
-    except PromptTooLongError as error:
-        raise JobError(ErrorCode.PROMPT_TOO_LONG, str(error)) from None
-    turn.input_tokens = prompt.token_count
-    turn.sources = [_source(passage) for passage in prompt.passages]
-    turn.answer.sources(turn.sources)
-    return prompt
-
-
-def _source(passage: Passage) -> dict[str, Any]:
-    return Source(
-        chunk_id=passage.chunk_id,
-        document=passage.document,
-        heading=passage.heading,
-        score=passage.score,
-    ).model_dump()
-
-
-async def _stream(tools: Tools, turn: Turn, prompt: Prompt[Passage]) -> Finish:
+async def _ask(tools: Tools, turn: Turn, material: Material) -> Finish:
     settings = tools.settings
-    request = CompletionRequest(turn.model, prompt.messages, settings.max_output_tokens)
-    async with stream_with_fallback(tools.provider, request, settings.fallback_models) as parts:
+    request = await make_request(tools, turn, material)
+    async with tools.provider.admitted(settings.chat_models, tokens=request.most_tokens) as provider:
+        turn.answer.start(turn.model)
+        turn.charge = charge = new_charge(
+            tools, turn.claim, user_uuid=turn.request.user_uuid, model=turn.model, input_tokens=turn.input_tokens
+        )
+        async with billed(tools, charge, is_capped=True, said_tokens=lambda: turn.count(turn.answer.text)):
+            try:
+                return await _stream(tools, provider, request, turn)
+            except ContextLengthError as error:
+                if turn.answer.text:
+                    raise
+                request = await make_smaller_request(tools, turn, material, error)
+            charge.input_tokens = turn.input_tokens
+            try:
+                return await _stream(tools, provider, request, turn)
+            except ContextLengthError as error:
+                raise still_too_long(tools, turn.input_tokens, str(error)) from None
+
+
+async def _stream(tools: Tools, provider: Provider, request: CompletionRequest, turn: Turn) -> Finish:
+    async with stream_with_fallback(provider, request, tools.settings.fallback_models) as (model, parts):
+        turn.answered_by(model)
+        turn.answer.sources(turn.sources)  # only now, when a model has taken the prompt that holds them
         async for part in parts:
             if isinstance(part, Finish):
+                if part.usage is not None and model == tools.settings.chat_model:
+                    tools.ratios.said(part.usage.input_tokens, counted=turn.count.uncorrected(turn.input_tokens))
                 return part
             if text := clean_text(part):
                 turn.answer.say(text)

@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from arq.connections import ArqRedis
 
+from rag.embedding import Embedder
 from rag.prompt_files import Prompts
-from rag.providers import Provider
 from rag.tokens import TokenCounter
 from settings import Settings
+from tasks.calibration import TokenRatios
 from tasks.events import EventLog
+from tasks.gated_provider import GatedProvider
 from tasks.outbox import OutboxRelay
 from tasks.queue import Claim
 
 if TYPE_CHECKING:
+    from tasks.bill import OpenCharge
     from tasks.turns import Turn
 
 
@@ -25,9 +28,11 @@ class Tools:
     """What the worker makes once at start and its jobs share."""
 
     settings: Settings
-    provider: Provider
+    provider: GatedProvider
+    embedder: Embedder | None
     prompts: Prompts
     tokens: TokenCounter
+    ratios: TokenRatios
     events: EventLog
     outbox: OutboxRelay
     raise_attempt: Callable[[Claim, int], Awaitable[bool]]
@@ -48,3 +53,5 @@ class Context(TypedDict):
     """The worker's tools."""
     turn: NotRequired[Turn]
     """The turn, once a chat job has opened it; its ending is told through it."""
+    charge: NotRequired[OpenCharge]
+    """The charge of a job that is no turn, once it asks a model."""

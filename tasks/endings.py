@@ -14,11 +14,13 @@ from protostar_client.contract import (
     InvalidRequest,
     JobError,
     Usage,
+    clean_text,
 )
 
 from models import Message, MessageStatus
 from rag.providers import Finish
-from tasks.attempt import Attempt, JobCancelledError
+from tasks.attempt import Attempt, JobCancelledError, LeaseLostError
+from tasks.bill import CANCELLED, DONE, OpenCharge, close_lost
 from tasks.context import Context, Tools
 from tasks.events import Answer
 from tasks.turns import Turn, open_turn, store_answer
@@ -41,13 +43,18 @@ async def told_before(ctx: Context) -> None:
 
 async def complete(tools: Tools, turn: Turn, finish: Finish) -> dict[str, Any]:
     """Commit a whole answer with its summary's job, then tell `done`; returns the job's result."""
-    turn.model = finish.model
-    message = await store_answer(
-        turn,
-        status=MessageStatus.COMPLETED,
-        finish_reason=finish.finish_reason,
-        usage=finish.usage or _estimated_usage(tools, turn),
-    )
+    turn.model = clean_text(finish.model)
+    usage = finish.usage or _estimated_usage(turn)
+    if turn.charge is not None:
+        turn.charge.add(usage, model=turn.model)
+    try:
+        message = await store_answer(
+            turn, status=MessageStatus.COMPLETED, outcome=DONE, finish_reason=finish.finish_reason, usage=usage
+        )
+    except (LeaseLostError, asyncio.CancelledError):
+        if turn.charge is not None:  # the answer is another attempt's; what this one cost is known all the same
+            await turn.charge.give_up()
+        raise
     tools.outbox.wake()
     return await _tell_done(turn, message)
 
@@ -72,13 +79,15 @@ async def tell_again(tools: Tools, turn: Turn, stored: Message) -> dict[str, Any
 
 async def tell_failure(ctx: dict[Any, Any], attempt: Attempt, error: JobError | asyncio.CancelledError) -> None:
     """Commit what there is of a job that failed or was cancelled, then tell its reader."""
-    if attempt.function not in ("", GENERATE_CHAT):
-        return
     tools: Tools = ctx["tools"]
+    await close_lost(tools, ctx["redis"], attempt.claim)
+    if attempt.function not in ("", GENERATE_CHAT):
+        await _complete_charge(ctx.get("charge"), error)
+        return
     if await tools.events.ending(attempt.claim) is not None:
         return
     turn: Turn | None = ctx.get("turn") or await _reopen(tools, attempt, error)
-    message_id = None if turn is None else await _store_what_there_is(tools, turn, error)
+    message_id = None if turn is None else await _store_what_there_is(turn, error)
     answer = turn.answer if turn else _answer_of_unopened(tools, attempt)
     if isinstance(error, JobError):
         await answer.error(code=error.code, message=error.message)
@@ -86,16 +95,26 @@ async def tell_failure(ctx: dict[Any, Any], attempt: Attempt, error: JobError | 
         await answer.cancelled(message_id=message_id)
 
 
-async def _store_what_there_is(tools: Tools, turn: Turn, error: BaseException) -> int:
+async def _store_what_there_is(turn: Turn, error: BaseException) -> int:
     if turn.stored is not None:
         return int(turn.stored.id)
     message = await store_answer(
         turn,
         status=MessageStatus.FAILED if isinstance(error, JobError) else MessageStatus.CANCELLED,
+        outcome=_outcome(error),
         finish_reason=None,
-        usage=_estimated_usage(tools, turn),
+        usage=_estimated_usage(turn),
     )
     return int(message.id)
+
+
+async def _complete_charge(charge: OpenCharge | None, error: BaseException) -> None:
+    if charge is not None:
+        await charge.complete_alone(_outcome(error))
+
+
+def _outcome(error: BaseException) -> str:
+    return error.code if isinstance(error, JobError) else CANCELLED
 
 
 async def _reopen(tools: Tools, attempt: Attempt, error: BaseException) -> Turn | None:
@@ -136,10 +155,10 @@ def _result(turn: Turn, message: Message) -> dict[str, Any]:
     ).model_dump(mode="json")
 
 
-def _estimated_usage(tools: Tools, turn: Turn) -> Usage:
+def _estimated_usage(turn: Turn) -> Usage:
     return Usage(
         input_tokens=turn.input_tokens,
-        output_tokens=tools.tokens.count(turn.answer.text),
+        output_tokens=turn.count(turn.answer.text),
         cost=None,
         estimated=True,
     )

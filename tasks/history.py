@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from protostar_client.contract import HistoryRequest
+from tortoise import Tortoise
 
-from models import Message
+from models import Session
 from tasks.context import Context
+
+# One range of the index (session_id, id), as in `tasks.tail`.
+_NEWEST: Final = """
+SELECT id, role, content, summary, status, created_at, job_id FROM messages
+WHERE (session_id, id) > ($1::bigint, 0) AND (session_id, id) < ($1::bigint, 9223372036854775807)
+ORDER BY session_id DESC, id DESC LIMIT $2::int
+"""
 
 
 async def read_history(_ctx: Context, **arguments: Any) -> dict[str, Any]:
@@ -17,21 +25,13 @@ async def read_history(_ctx: Context, **arguments: Any) -> dict[str, Any]:
         InvalidRequest: an argument is missing or wrong.
     """
     request = HistoryRequest.parse(arguments)
-    messages = await (
-        Message.filter(session__user_uuid=request.user_uuid, session__session_id=request.session_id)
-        .order_by("-id")
-        .limit(request.limit)
-    )
-    return {"messages": [_entry(message) for message in reversed(messages)]}
+    session = await Session.get_or_none(user_uuid=request.user_uuid, session_id=request.session_id)
+    if session is None:
+        return {"messages": []}
+    rows = await Tortoise.get_connection("default").execute_query_dict(_NEWEST, [session.id, request.limit])
+    return {"messages": [_entry(row) for row in reversed(rows)]}
 
 
-def _entry(message: Message) -> dict[str, Any]:
-    return {
-        "message_id": message.id,
-        "role": message.role.value,
-        "content": message.content,
-        "summary": message.summary,
-        "status": message.status.value,
-        "created_at": message.created_at.isoformat(),
-        "job_id": message.job_id,
-    }
+def _entry(row: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: row[name] for name in ("role", "content", "summary", "status", "job_id")}
+    return {"message_id": row["id"], **kept, "created_at": row["created_at"].isoformat()}

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from arq.connections import ArqRedis
 from protostar_client import keys
-from protostar_client.contract import SUMMARIZE_MESSAGE
+from protostar_client.contract import ROLL_UP_SESSION, SUMMARIZE_MESSAGE
 from redis.exceptions import RedisError
 from tortoise.backends.base.client import BaseDBAsyncClient
 
@@ -29,6 +29,15 @@ async def add_summary_job(message_id: int, connection: BaseDBAsyncClient) -> Non
     await OutboxJob.get_or_create(
         job_id=f"summary:{message_id}",
         defaults={"function": SUMMARIZE_MESSAGE, "arguments": {"message_id": message_id}},
+        using_db=connection,
+    )
+
+
+async def add_roll_up_job(session_id: int, until: int | None, connection: BaseDBAsyncClient) -> None:
+    """Put the roll-up of a session into the outbox that goes on after its message `until`: one at a time."""
+    await OutboxJob.get_or_create(
+        job_id=f"rollup:{session_id}:{until or 0}",
+        defaults={"function": ROLL_UP_SESSION, "arguments": {"session": session_id, "until": until or 0}},
         using_db=connection,
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 from protostar_client.contract import ErrorCode, JobError
 
 from rag.chunking import ChunkSettings
-from rag.corpus import CorpusError
+from rag.corpus import IGNORED, CorpusError
 from rag.index import ReindexRunning, reindex
 from tasks.context import Context
 
@@ -20,6 +20,7 @@ async def reindex_corpus(ctx: Context, full: bool = False) -> dict[str, Any]:
 
     Raises:
         JobError: the folder can't be read, or another reindexer is at work.
+        ProviderError: not every text could be embedded; the next run goes on.
     """
     settings = ctx["tools"].settings
     if not isinstance(full, bool):
@@ -29,6 +30,9 @@ async def reindex_corpus(ctx: Context, full: bool = False) -> dict[str, Any]:
             settings.corpus_dir,
             settings=ChunkSettings(settings.chunk_tokens, settings.chunk_overlap, settings.chat_model),
             full=full,
+            max_file_bytes=settings.max_file_bytes,
+            ignore=IGNORED + settings.corpus_ignore,
+            embedder=ctx["tools"].embedder,
         )
     except (CorpusError, ReindexRunning) as error:
         raise JobError(ErrorCode.INVALID_REQUEST, str(error)) from None

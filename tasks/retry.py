@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from arq.worker import Retry
+from arq.worker import Retry, RetryJob
 from protostar_client.contract import ErrorCode, JobError
 from redis.exceptions import RedisError
 
@@ -14,6 +15,7 @@ from models.transaction import is_transient
 from rag.providers import (
     ContentFilteredError,
     ContextLengthError,
+    ProviderBusyError,
     ProviderError,
     ProviderUnavailableError,
     RateLimitedError,
@@ -25,7 +27,26 @@ FIRST_DELAY_S: Final = 0.5
 LONGEST_DELAY_S: Final = 30.0
 LONGEST_RETRY_AFTER_S: Final = 120.0
 FREE_RATE_LIMITS: Final = 10  # so many waits that a server asks for don't count as tries
+LATER_WAITS: Final = 4  # from this wait on, a job that waits for the provider looks no less often
 FREE_STORAGE_FAULTS: Final = 20  # so many attempts that Redis or PostgreSQL cut short don't either
+
+
+PROVIDER_BUSY: Final = "provider_busy"
+"""Why an attempt ended that was not let through to the provider."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waited:
+    """How often a job has waited for its provider, and the seconds since the first time."""
+
+    times: int = 0
+    since_s: float = 0.0
+
+    @classmethod
+    def of(cls, history: Sequence[Mapping[str, Any]], now_ms: int) -> Waited:
+        """Read it from the ends of a job's earlier attempts."""
+        waits_ms = [int(entry["at_ms"]) for entry in history if entry["reason"] == PROVIDER_BUSY]
+        return cls(len(waits_ms), (now_ms - waits_ms[0]) / 1000) if waits_ms else cls()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +62,23 @@ Verdict = Again | JobError
 """Another attempt, or the job's final failure."""
 
 
-def judge(error: BaseException, *, tries: int, max_tries: int, spared: int) -> Verdict:
+def judge(error: BaseException, *, tries: int, max_tries: int, spared: int, waited: Waited = Waited()) -> Verdict:
     """Decide what follows `error`.
 
     Args:
         error: what the job function raised.
         tries: attempts that count, with the one that failed.
         max_tries: attempts a job has.
-        spared: attempts that did not count so far.
+        spared: attempts that did not count so far, but for waits.
+        waited: the waits for the provider so far.
     """
     if isinstance(error, JobError):
         return error
-    if isinstance(error, Retry):
-        delay_s = (error.defer_score or 0) / 1000
+    if isinstance(error, Retry | RetryJob):
+        delay_s = (getattr(error, "defer_score", None) or 0) / 1000
         return _again_or(_exhausted(max_tries, "it asked to be retried"), delay_s, tries, max_tries, "retry")
+    if isinstance(error, ProviderBusyError):
+        return _judge_wait(error, waited)
     if isinstance(error, RateLimitedError):
         return _judge_rate_limit(error, tries, max_tries, spared)
     if isinstance(error, ProviderUnavailableError):
@@ -76,6 +100,16 @@ def judge(error: BaseException, *, tries: int, max_tries: int, spared: int) -> V
 def attempts_used_up(max_tries: int, last_reason: str) -> JobError:
     """The failure of a job whose attempts all ended without an outcome, by crashes say."""
     return _exhausted(max_tries, last_reason)
+
+
+def _judge_wait(error: ProviderBusyError, waited: Waited) -> Verdict:
+    """A job that is not let through costs nothing: time alone bounds it."""
+    is_worth_it = waited.since_s + error.retry_after_s <= error.longest_wait_s
+    if error.retry_after_s > LONGEST_RETRY_AFTER_S or not is_worth_it:
+        code = ErrorCode.PROVIDER_UNAVAILABLE if error.is_down else ErrorCode.RATE_LIMITED
+        return JobError(code, str(error))
+    # The longer it takes, the more jobs wait: later looks are rarer, and spread.
+    return Again(_delay_s(min(waited.times + 1, LATER_WAITS), error.retry_after_s), PROVIDER_BUSY, spared=True)
 
 
 def _judge_rate_limit(error: RateLimitedError, tries: int, max_tries: int, spared: int) -> Verdict:

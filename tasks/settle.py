@@ -14,6 +14,7 @@ from protostar_client.contract import ErrorCode, JobError
 from redis.exceptions import RedisError
 
 from tasks.attempt import Attempt, Done, Ending, Outcome
+from tasks.caps import CapReachedError
 from tasks.queue import Queue
 from tasks.retry import Again
 
@@ -138,7 +139,7 @@ def _describe(outcome: Outcome) -> str:
 
 
 def _dead_letter(attempt: Attempt, error: BaseException) -> str:
-    if not isinstance(error, JobError) or error.code in _ASKERS_FAULT:
+    if not isinstance(error, JobError) or isinstance(error, CapReachedError) or error.code in _ASKERS_FAULT:
         return ""
     payload = attempt.claim.payload
     return json.dumps(

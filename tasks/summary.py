@@ -7,11 +7,15 @@ from typing import Any
 from protostar_client.contract import ErrorCode, JobError, SummaryResult, Usage
 from tortoise.backends.base.client import BaseDBAsyncClient
 
-from models import Message, MessageRole
+from models import Message, MessageRole, Session
 from models.transaction import transact
-from rag.providers import Completion, CompletionRequest
-from rag.summary import build_summary_prompt, short_enough, to_summary
+from rag.providers import ChatMessage
+from rag.summary import build_summary_prompt, short_enough, to_summary, to_supported_summary, what_is_wrong
+from tasks.asking import ask_twice
+from tasks.bill import DONE, OpenCharge, close_lost
 from tasks.context import Context, Tools
+from tasks.outbox import add_roll_up_job
+from tasks.tail import is_outgrown
 
 SUMMARY_MAX_TOKENS = 400
 _NOTHING = Usage(input_tokens=0, output_tokens=0)
@@ -28,57 +32,71 @@ async def summarize_message(ctx: Context, message_id: int) -> dict[str, Any]:
         ProviderError: no summary came.
     """
     tools = ctx["tools"]
+    await close_lost(tools, ctx["redis"], ctx["claim"])
     message = await _answer(message_id)
     if message.summary is not None:
         return _result(message, "", _NOTHING)
     if short_enough(message.content):
-        return _result(await _store(message, to_summary(message.content)), "", _NOTHING)
-    completion = await _ask(tools, message.content)
-    summary = to_summary(completion.text) or to_summary(message.content)
-    stored = await _store(message, summary)
-    return _result(stored, completion.model, completion.usage or _estimate(tools, completion, message))
+        return _result(await _store(tools, message, to_summary(message.content)), "", _NOTHING)
+    charge, text = await _ask(ctx, message)
+    summary = to_supported_summary(text, message.content)
+    stored = await _store(tools, message, summary, charge)
+    return _result(stored, charge.model, charge.spent)
 
 
 async def _answer(message_id: object) -> Message:
     if not isinstance(message_id, int) or not 0 < message_id < 2**63:
         raise JobError(ErrorCode.INVALID_REQUEST, "message_id: give the number of a message")
-    message = await Message.get_or_none(id=message_id, role=MessageRole.ASSISTANT)
+    message = await Message.get_or_none(id=message_id, role=MessageRole.ASSISTANT).select_related("session")
     if message is None:
         raise JobError(ErrorCode.INVALID_REQUEST, f"message_id: there is no answer {message_id}")
     return message
 
 
-async def _ask(tools: Tools, answer: str) -> Completion:
-    settings = tools.settings
+async def _ask(ctx: Context, message: Message) -> tuple[OpenCharge, str]:
+    tools, settings = ctx["tools"], ctx["tools"].settings
     max_output_tokens = min(SUMMARY_MAX_TOKENS, settings.max_output_tokens)
-    messages = build_summary_prompt(
-        tools.prompts.summary,
-        answer,
-        context_window=settings.context_window,
+    count = await tools.ratios.count()
+
+    def compose(note: str) -> list[ChatMessage]:
+        return build_summary_prompt(
+            tools.prompts.summary,
+            message.content,
+            context_window=settings.context_window,
+            max_output_tokens=max_output_tokens,
+            count=count,
+            note=note,
+        )
+
+    return await ask_twice(
+        ctx,
+        user_uuid=message.session.user_uuid,
+        compose=compose,
+        check=lambda text: what_is_wrong(text, message.content),
         max_output_tokens=max_output_tokens,
-        count=tools.tokens.count,
     )
-    return await tools.provider.complete(CompletionRequest(settings.summary_model_or_chat, messages, max_output_tokens))
 
 
-async def _store(message: Message, summary: str) -> Message:
-    """The first summary stays: a second run of the job changes nothing."""
+async def _store(tools: Tools, message: Message, summary: str, charge: OpenCharge | None = None) -> Message:
+    """Commit a summary, and where the session has outgrown its share of a prompt the job that rolls it up.
+
+    The first summary stays: a second run of the job changes nothing.
+    """
+    session = await Session.get(id=message.session.id)
+    outgrown = await is_outgrown(tools, session, summaries={message.id: summary})
 
     async def work(connection: BaseDBAsyncClient) -> Message:
         await Message.filter(id=message.id, summary__isnull=True).using_db(connection).update(summary=summary)
+        if charge is not None:
+            await charge.complete(DONE, connection)
+        if outgrown:
+            await add_roll_up_job(session.id, session.summary_until, connection)
         return await Message.get(id=message.id, using_db=connection)
 
-    return await transact(work)
+    stored = await transact(work)
+    tools.outbox.wake()
+    return stored
 
 
 def _result(message: Message, model: str, usage: Usage) -> dict[str, Any]:
     return SummaryResult(message_id=message.id, summary=message.summary or "", model=model, usage=usage).model_dump()
-
-
-def _estimate(tools: Tools, completion: Completion, message: Message) -> Usage:
-    count = tools.tokens.count
-    return Usage(
-        input_tokens=count(tools.prompts.summary) + count(message.content),
-        output_tokens=count(completion.text),
-        estimated=True,
-    )

@@ -10,14 +10,17 @@ from tortoise.backends.base.client import BaseDBAsyncClient
 
 from models import Message, MessageRole, MessageStatus, Session
 from models.transaction import transact
-from rag.prompt import Turn as EarlierTurn
+from rag.calibration import CorrectedCount
+from rag.prompt import History
 from tasks.attempt import LeaseLostError
+from tasks.bill import OpenCharge
 from tasks.context import Tools
 from tasks.events import Answer
 from tasks.outbox import add_summary_job
 from tasks.queue import Claim
+from tasks.recipe import Recipe
+from tasks.tail import newest_messages, stored_turns
 
-HISTORY_MESSAGES: Final = 200
 LONGEST_PAUSE_S: Final = 2.0  # a frozen worker's rows must be free when its job is taken over
 
 
@@ -32,11 +35,24 @@ class Turn:
     """The answer an earlier attempt, or an earlier job with this id, has committed."""
     answer: Answer
     """Where the events of this attempt go; its text is what has been said."""
+    count: CorrectedCount
+    """Counts tokens as the model is taken to."""
+    provider: str = ""
     model: str = ""
     input_tokens: int = 0
     """Of the prompt, as counted before it was sent."""
     sources: list[dict[str, Any]] = field(default_factory=list)
     """Of the passages the prompt holds, best first."""
+    recipe: Recipe | None = None
+    """Of the prompt, once it is made."""
+    charge: OpenCharge | None = None
+    """Of this attempt, once it asks the model."""
+
+    def answered_by(self, model: str) -> None:
+        """Note which of the models has begun to answer."""
+        self.model = model
+        if self.charge is not None:
+            self.charge.model = model
 
 
 async def open_turn(tools: Tools, request: ChatRequest, claim: Claim, *, named_user: str) -> Turn:
@@ -64,7 +80,7 @@ async def open_turn(tools: Tools, request: ChatRequest, claim: Claim, *, named_u
     stored = await Message.filter(job_id=claim.job_id, role=MessageRole.ASSISTANT).first()
     if stored is not None and stored.status == MessageStatus.FAILED:
         stored = None
-    return Turn(request, claim, question, stored, answer)
+    return Turn(request, claim, question, stored, answer, await tools.ratios.count())
 
 
 async def _open(connection: BaseDBAsyncClient, request: ChatRequest, job_id: str, attempt: int) -> tuple[Message, bool]:
@@ -82,6 +98,7 @@ async def _open(connection: BaseDBAsyncClient, request: ChatRequest, job_id: str
             ErrorCode.INVALID_REQUEST,
             f"the job id {job_id!r} is another session's; use a new one for a new question",
         )
+    question.session = session
     if created:
         await session.save(update_fields=["updated_at"], using_db=connection)
         return question, True
@@ -89,30 +106,24 @@ async def _open(connection: BaseDBAsyncClient, request: ChatRequest, job_id: str
     return question, bool(raised)
 
 
-async def load_history(turn: Turn) -> list[EarlierTurn]:
-    """The earlier turns of the session, oldest first; those without an answer are left out."""
-    rows = await (
-        Message.filter(session_id=turn.question.session_id, id__lt=turn.question.id)  # type: ignore[attr-defined]
-        .order_by("-id")
-        .limit(HISTORY_MESSAGES)
-        .values("job_id", "role", "content", "summary")
-    )
-    questions = {row["job_id"]: row["content"] for row in rows if row["role"] == MessageRole.USER}
-    return [
-        EarlierTurn(questions[row["job_id"]], row["content"], row["summary"])
-        for row in reversed(rows)
-        if row["role"] == MessageRole.ASSISTANT and row["content"] and row["job_id"] in questions
-    ]
+async def load_history(turn: Turn) -> History:
+    """The session's summary and the turns that it does not cover; those without an answer are left out."""
+    session = turn.question.session
+    rows = await newest_messages(session.id, after=session.summary_until, before=turn.question.id)
+    return History([stored.turn for stored in stored_turns(rows)], session.summary or "")
 
 
 async def store_answer(
     turn: Turn,
     *,
     status: MessageStatus,
+    outcome: str,
     finish_reason: str | None,
     usage: Usage,
 ) -> Message:
-    """Commit the answer as it was said, and with a completed one the job of its summary.
+    """Commit the answer as it was said with what it cost, and with a completed one the job of its summary.
+
+    `outcome` is the charge's (`models.Charge`).
 
     Raises:
         LeaseLostError: a newer attempt has opened the turn.
@@ -122,7 +133,9 @@ async def store_answer(
         "content": turn.answer.text,
         "status": status,
         "finish_reason": finish_reason,
+        "provider": turn.provider or None,
         "model": turn.model or None,
+        "prompt": None if turn.recipe is None else turn.recipe.fields,
         "usage": usage.model_dump(),
         "sources": turn.sources,
         "attempt": turn.claim.attempt,
@@ -137,6 +150,10 @@ async def store_answer(
         )
         if not created:
             await answer.update_from_dict(fields).save(using_db=connection)
+        if turn.recipe is not None:
+            await turn.recipe.store_texts(connection)
+        if turn.charge is not None:
+            await turn.charge.complete(outcome, connection)
         if status is MessageStatus.COMPLETED:
             await add_summary_job(answer.id, connection)
         return answer

@@ -148,6 +148,8 @@ async def shared_house(
     model_server.reset()
     house = House(redis_url, database_url, model_server, folder, folder / "corpus")
     house.workers = shared_workers
+    # One test's bad provider is not the next one's.
+    house.environment["PROTOSTAR_PROVIDER_WAIT"] = "0"
     if not shared_workers:
         await house.start_worker()
 

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
@@ -56,7 +57,7 @@ class House:
         worker = Process(
             [sys.executable, "-m", "arq", "arq_settings.WorkerSettings", *arguments],
             log=self._folder / f"worker-{len(self.workers)}.log",
-            env=_clean_environment() | self.environment | environment,
+            env=clean_environment() | self.environment | environment,
             cwd=ROOT,
         )
         self.workers.append(worker)
@@ -164,9 +165,27 @@ class House:
     async def protostar(self, *arguments: str) -> int:
         """Run the `protostar` command; returns its exit code."""
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "cli", *arguments, cwd=ROOT, env=_clean_environment() | self.environment
+            sys.executable, "-m", "cli", *arguments, cwd=ROOT, env=clean_environment() | self.environment
         )
         return await process.wait()
+
+    async def output(self, *arguments: str) -> str:
+        """What the `protostar` command prints; the test fails if the command does."""
+        code, printed, said = await self.run(*arguments)
+        assert code == 0, said
+        return printed
+
+    async def run(self, *arguments: str) -> tuple[int, str, str]:
+        """Run the `protostar` command; returns its exit code and its two outputs."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "cli", *arguments),
+            cwd=ROOT,
+            env=clean_environment() | self.environment,
+            stdout=PIPE,
+            stderr=PIPE,
+        )
+        printed, said = await process.communicate()
+        return process.returncode or 0, printed.decode(), said.decode()
 
     def logs(self) -> str:
         """The ends of the workers' logs."""
@@ -201,7 +220,8 @@ def check_order(events: list[dict[str, Any]]) -> None:
     assert events[-1]["type"] in ENDINGS
 
 
-def _clean_environment() -> dict[str, str]:
+def clean_environment() -> dict[str, str]:
+    """This environment without what Protostar reads."""
     dropped = ("OPENAI_", "OPENROUTER_", "PROTOSTAR_", "REDIS_URL", "DATABASE_URL")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     return kept | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +17,7 @@ from rag.chunking import Chunk, ChunkSettings, cut
 from rag.markdown import read_front_matter
 from rag.tokens import TokenCounter, is_boundary
 
+ROOT = Path(__file__).parent.parent
 MODEL = "gpt-4o"
 COUNTER = TokenCounter(MODEL)
 
@@ -158,6 +163,66 @@ def test_no_chunk_ends_with_a_heading(sections: list[tuple[str, str]]) -> None:
     for chunk in chunks_of(text, 64, 12):
         last = chunk.text.rstrip().rsplit("\n", 1)[-1]
         assert last not in {heading for heading, _ in sections} or last in {body for _, body in sections}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.one_of(PARAGRAPHS, FENCES, TABLES), min_size=2, max_size=8), st.sampled_from([(64, 12), (64, 32)]))
+def test_neighbours_share_at_least_half_of_the_overlap_where_the_next_block_leaves_room(
+    blocks: list[str], sizes: tuple[int, int]
+) -> None:
+    blocks = [block for block in blocks if not re.search(r"(?m)^ {0,3}(#|[-=]+\s*$)", block)]
+    text = "\n\n".join(blocks)
+    longest = max((COUNTER.count(block) for block in blocks if block.startswith(("```", "~~~", "|"))), default=0)
+    chunks = chunks_of(text, *sizes)
+    for before, after in pairwise(chunks):
+        if longest + sizes[1] <= sizes[0]:
+            assert COUNTER.count(text[after.start_offset : before.end_offset]) * 2 >= sizes[1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 4), PARAGRAPHS), min_size=1, max_size=8))
+def test_every_chunk_knows_the_headings_it_stands_under(sections: list[tuple[int, str]]) -> None:
+    text = ""
+    paths: list[tuple[int, str]] = []
+    path: list[tuple[int, str]] = []
+    for number, (level, body) in enumerate(sections):
+        path = [(above, title) for above, title in path if above < level] + [(level, f"제목 {number}")]
+        paths.append((len(text), " > ".join(title for _, title in path)))
+        text += f"{'#' * level} 제목 {number}\n\n" + re.sub(r"(?m)^ {0,3}([#=-])", r"x\1", body) + "\n\n"
+    for chunk in chunks_of(text, 64, 12):
+        assert chunk.heading == [heading for start, heading in paths if start < chunk.end_offset][-1]
+
+
+def test_every_process_cuts_a_text_the_same_way() -> None:
+    script = (
+        "import sys; from rag.chunking import ChunkSettings, cut; "
+        "print(list(cut([sys.stdin.read()], ChunkSettings(64, 12, 'gpt-4o'))))"
+    )
+    text = "".join(path.read_text() for path in sorted((ROOT / "corpus" / "retrieval").glob("*.md")))
+    cuts = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            input=text,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("0", "1", "random")
+    }
+    assert cuts == {f"{chunks_of(text, 64, 12)}\n"}
+
+
+def test_a_heading_that_nearly_fills_a_chunk_keeps_the_beginning_of_its_text() -> None:
+    heading = "# " + "큐는 " * 17 + "큐는"
+    first, *_ = chunks_of(f"{heading}\n\n큐는 큐는 큐는 큐는 큐는\n", 64, 12)
+    assert first.text.startswith(f"{heading}\n\n큐는")
+
+
+def test_emoji_without_spaces_are_cut_between_them() -> None:
+    family = "👨\u200d👩\u200d👧\u200d👦"
+    assert [chunk.text for chunk in chunks_of(f"가\n\n{family * 2}\n", 16, 0)] == ["가", family, family]
 
 
 def test_heading_is_the_path_and_front_matter_is_metadata() -> None:

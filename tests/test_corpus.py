@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
-from rag.corpus import CorpusError, UnreadableFileError, open_content, walk
+from rag.content import UnreadableFileError, open_content
+from rag.corpus import CorpusError, is_inside, walk
 
 
 def write(root: Path, path: str, content: str | bytes = "# 제목\n\n본문\n") -> Path:
@@ -80,13 +84,61 @@ def test_a_folder_that_is_missing_empty_or_none_is_refused(tmp_path: Path, make:
         walk(root)
 
 
-def test_an_empty_folder_proves_nothing_about_what_was_in_it(tmp_path: Path) -> None:
+def test_an_empty_folder_proves_that_its_files_are_gone_only_if_it_is_the_one_that_held_them(tmp_path: Path) -> None:
     write(tmp_path, "a.md")
-    (tmp_path / "mount").mkdir()
-    found = walk(tmp_path)
-    assert not found.proves_absence("mount/disk/x.md")
-    assert found.proves_absence("b.md")
-    assert found.proves_absence("gone/x.md")
+    file = write(tmp_path, "disk/b.md")
+    known = walk(tmp_path).folders
+    file.unlink()
+    assert walk(tmp_path).unproved(known) == []
+    assert walk(tmp_path).unproved({}) == ["disk"]
+    (tmp_path / "disk").rename(tmp_path / "unmounted")
+    (tmp_path / "disk").mkdir()
+    assert walk(tmp_path).unproved(known) == ["disk", "unmounted"]
+
+
+def test_what_is_ignored_proves_nothing(tmp_path: Path) -> None:
+    write(tmp_path, "a.md")
+    write(tmp_path, "disk/.gitkeep")
+    assert walk(tmp_path).unproved({}) == ["disk"]
+    (tmp_path / "a.md").unlink()
+    (tmp_path / "disk/.gitkeep").unlink()
+    (tmp_path / "disk").rmdir()
+    write(tmp_path, ".gitkeep")
+    with pytest.raises(CorpusError, match="is empty"):
+        walk(tmp_path)
+
+
+def test_a_file_is_inside_every_folder_above_it() -> None:
+    assert is_inside("a/b/c.md", ["a"])
+    assert is_inside("a/b/c.md", ["x", "a/b"])
+    assert not is_inside("a/b/c.md", ["b", "a/bc"])
+
+
+def test_a_folder_that_can_not_be_read_proves_nothing() -> None:
+    with TemporaryDirectory() as name:
+        root = Path(name)
+        root.chmod(0o755)
+        write(root, "a.md")
+        write(root, "locked/b.md")
+        known = walk(root).folders
+        (root / "locked").chmod(0)
+        with as_a_user_without_rights():
+            found = walk(root)
+        assert [file.path for file in found.files] == ["a.md"]
+        assert found.unproved(known) == ["locked"]
+
+
+@contextmanager
+def as_a_user_without_rights() -> Iterator[None]:
+    """Root reads everything."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 @pytest.mark.parametrize(

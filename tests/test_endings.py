@@ -193,6 +193,21 @@ async def test_a_fallback_model_answers_before_the_first_token(house: House) -> 
     assert (await job.result(timeout=10))["model"] == "third"
 
 
+async def test_what_a_fallback_model_has_said_when_it_is_cancelled_is_that_models(house: House) -> None:
+    await house.start_worker(PROTOSTAR_FALLBACK_MODELS="second")
+    house.model.script(
+        {"model": "test-model", "status": 503},
+        {"model": "second", "pieces": ["반쪽", "뒤"], "after": 1, "hold": "never"},
+    )
+    job = await house.ask("질문")
+    await house.until_said(job.job_id, "반쪽")
+    await house.redis.zadd("arq:abort", {job.job_id: int(time.time() * 1000)})
+    assert (await ending(house, job.job_id))["type"] == "cancelled"
+    [_, answer] = await house.messages(job.job_id)
+    [charge] = await house.rows("SELECT model, outcome FROM charges WHERE job_id = $1", job.job_id)
+    assert (answer["model"], charge) == ("second", {"model": "second", "outcome": "cancelled"})
+
+
 async def test_a_job_that_takes_too_long_ends_with_what_it_had(house: House) -> None:
     await house.start_worker(PROTOSTAR_JOB_TIMEOUT="2")
     house.model.script({"pieces": ["반쪽"], "after": 1, "hold": "never"})

@@ -12,13 +12,15 @@ import pytest
 from protostar_client.contract import ReindexResult
 from tortoise import Tortoise
 
-from models import Chunk, Document
+from models import Chunk, Document, ReindexRun
 from models.database import connect
 from rag.chunking import ChunkSettings
 from rag.corpus import CorpusError
-from rag.index import Reindexed, ReindexRunning, reindex
+from rag.index import Reindexed, ReindexRunning, preview, reindex
 from rag.merging import MOST_SEGMENTS
 from rag.retrieve import retrieve
+from rag.runs import RunProgress, read_progress
+from rag.tokens import TokenCounter
 
 SETTINGS = ChunkSettings(64, 12, "gpt-4o")
 OTHER_SETTINGS = ChunkSettings(128, 24, "gpt-4o")
@@ -117,12 +119,28 @@ async def test_a_deleted_file_is_removed(corpus: Path) -> None:
     assert await retrieve("재시도는 세 번", floor=False) == []
 
 
-async def test_nothing_is_deleted_while_a_folder_may_be_unmounted(corpus: Path) -> None:
+async def test_a_folder_that_was_emptied_loses_its_documents(corpus: Path) -> None:
     await reindex(corpus, settings=SETTINGS)
     (corpus / "redis/streams.md").unlink()
     done = await reindex(corpus, settings=SETTINGS)
-    assert counts(done) == (0, 0, 0, 1, 0)
-    assert done.unproved == ["redis"]
+    assert counts(done) == (0, 0, 1, 1, 0)
+    assert done.unproved == []
+
+
+async def test_nothing_is_deleted_while_a_disk_is_not_mounted(corpus: Path) -> None:
+    await reindex(corpus, settings=SETTINGS)
+    # An empty folder takes the place of the one that held the files, as when a disk is unmounted.
+    (corpus / "redis").rename(corpus.parent / "disk")
+    (corpus / "redis").mkdir()
+    for _ in range(2):
+        done = await reindex(corpus, settings=SETTINGS)
+        assert counts(done) == (0, 0, 0, 1, 0)
+        assert done.unproved == ["redis"]
+    assert await retrieve("XREADGROUP")
+    (corpus / "redis").rmdir()
+    (corpus.parent / "disk").rename(corpus / "redis")
+    assert counts(await reindex(corpus, settings=SETTINGS)) == (0, 0, 0, 2, 0)
+    (corpus / "redis/streams.md").unlink()
     (corpus / "redis").rmdir()
     assert counts(await reindex(corpus, settings=SETTINGS)) == (0, 0, 1, 1, 0)
 
@@ -141,6 +159,7 @@ async def test_a_bad_file_is_reported_and_the_rest_is_indexed(corpus: Path) -> N
     done = await reindex(corpus, settings=SETTINGS)
     assert counts(done) == (2, 0, 0, 0, 1)
     assert [failure.path for failure in done.failures] == ["bad.md"]
+    assert [(failure.path, "UTF-8" in failure.reason) for failure in done.result.failures] == [("bad.md", True)]
     assert "UTF-8" in str((await Document.get(path="bad.md")).error)
     write(corpus, "bad.md", "good now\n")
     assert counts(await reindex(corpus, settings=SETTINGS)) == (1, 0, 0, 2, 0)
@@ -217,6 +236,91 @@ async def test_an_interrupted_rebuild_goes_on_where_it_stopped(corpus: Path) -> 
     done = await reindex(corpus, settings=OTHER_SETTINGS)
     assert done.result.chunks == 3
     assert await rows("generations") == 1
+
+
+async def test_how_far_a_run_is_can_be_read_while_it_works(corpus: Path) -> None:
+    for number in range(3):
+        write(corpus, f"{number}.md", f"# {number}\n\n" + "큐는 작업을 순서대로 처리한다. " * 40_000)
+    running = asyncio.create_task(reindex(corpus, settings=SETTINGS))
+    seen: list[RunProgress] = []
+    while not running.done():
+        if (progress := await read_progress()) is not None:
+            seen.append(progress)
+            if progress.is_running and progress.documents_done:
+                with pytest.raises(
+                    ReindexRunning, match=r"of 5 documents, \d+ chunks, .* documents/s, about \d+ s left"
+                ):
+                    await reindex(corpus, settings=SETTINGS)
+    await running
+    assert seen[0].documents_done < 5
+    assert seen[0].is_running
+    last = await read_progress()
+    assert last is not None
+    assert (last.documents_done, last.documents_total, last.is_running, last.error) == (5, 5, False, None)
+    assert last.chunks == await rows("chunks")
+
+
+async def test_a_run_whose_process_died_is_not_running(corpus: Path) -> None:
+    await ReindexRun.create(documents_total=9)
+    progress = await read_progress()
+    assert progress is not None
+    assert not progress.is_running
+    await reindex(corpus, settings=SETTINGS)
+    assert [run.error for run in await ReindexRun.all().order_by("id")] == ["its process died", None]
+
+
+async def test_a_preview_says_what_a_run_does_and_writes_nothing(corpus: Path) -> None:
+    await reindex(corpus, settings=SETTINGS)
+    write(corpus, "queue.md", "# 작업 큐\n\n다르다.\n\n## 재시도\n\n재시도는 세 번까지 한다.\n")
+    write(corpus, "new.md", "# New\n\nA file.\n")
+    (corpus / "bad.md").write_bytes(b"caf\xe9 \xff\xfe")
+    (corpus / "redis/streams.md").unlink()
+    (corpus / "redis").rmdir()
+    before = await database_rows()
+    found = await preview(corpus, settings=SETTINGS)
+    assert await database_rows() == before
+    done = await reindex(corpus, settings=SETTINGS)
+    assert counts(found.reindexed) == counts(done) == (1, 1, 1, 0, 1)
+    assert found.reindexed.result.chunks == done.result.chunks == 2
+    assert found.reindexed.result.failures == done.result.failures
+    tokens = TokenCounter("gpt-4o").count
+    assert found.embedding_tokens == sum(map(tokens, ("# 작업 큐\n\n다르다.", "# New\n\nA file.")))
+
+
+async def test_a_preview_of_other_settings_counts_every_chunk(corpus: Path) -> None:
+    await reindex(corpus, settings=SETTINGS)
+    assert (await preview(corpus, settings=SETTINGS)).reindexed.result.chunks == 0
+    for found in (
+        await preview(corpus, settings=OTHER_SETTINGS),
+        await preview(corpus, settings=SETTINGS, full=True),
+        await preview(corpus, settings=SETTINGS, embedding_model="some-model"),
+    ):
+        assert found.reindexed.result.chunks == 3
+        assert found.embedding_tokens > 0
+
+
+async def database_rows() -> list[list[dict[str, object]]]:
+    database = Tortoise.get_connection("default")
+    tables = ("documents", "chunks", "segments", "generations", "folders", "reindex_runs")
+    return [await database.execute_query_dict(f"SELECT * FROM {table} ORDER BY 1") for table in tables]
+
+
+async def test_without_a_model_the_encoding_of_the_index_is_kept(corpus: Path) -> None:
+    await reindex(corpus, settings=ChunkSettings(64, 12, "gpt-4"))  # cl100k_base
+    assert counts(await reindex(corpus, settings=ChunkSettings(64, 12, ""))) == (0, 0, 0, 2, 0)
+    assert await rows("generations") == 1
+    write(corpus, "new.md", "새로운 문서입니다.\n")
+    await reindex(corpus, settings=ChunkSettings(64, 12, ""))
+    chunk = await Chunk.get(document__path="new.md")
+    assert chunk.token_count == TokenCounter("gpt-4").count(chunk.text) != TokenCounter("gpt-4o").count(chunk.text)
+
+
+async def test_files_over_the_size_limit_and_those_ignored_are_left_out(corpus: Path) -> None:
+    write(corpus, "draft-1.md", "draft")
+    write(corpus, "big.md", "x " * 2000)
+    done = await reindex(corpus, settings=SETTINGS, max_file_bytes=1000, ignore=("draft-*",))
+    assert counts(done) == (2, 0, 0, 0, 1)
+    assert done.failures[0].path == "big.md"
 
 
 async def test_progress_counts_documents_up_to_all_of_them(corpus: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -177,3 +179,26 @@ async def test_requests_are_logged_without_the_key(model: ModelControl) -> None:
     assert request["headers"]["authorization"] == "redacted"
     assert request["arrived_at"] <= request["closed_at"]
     assert not request["closed_early"]
+
+
+def test_a_response_can_be_spelled_out(model: ModelControl) -> None:
+    model.script({"raw": ["a", 0.01, "가"], "raw_times": 2, "encoding": "euc-kr", "split_bytes": 1})
+    assert ask_for_bytes(model) == "a가a가".encode("euc-kr")
+    model.script({"raw": ["data: 가\n\n"], "gzip": True})
+    assert gzip.decompress(ask_for_bytes(model)).decode() == "data: 가\n\n"
+
+
+@pytest.mark.parametrize(("fault", "error"), [("drop", ConnectionResetError), ("cut", http.client.IncompleteRead)])
+def test_a_response_can_be_broken_off(model: ModelControl, fault: str, error: type[Exception]) -> None:
+    for behaviour in ({"raw": ["data: a", 0.05]}, {"pieces": ["a"], "after": 1, "delay_s": 0.05}):
+        model.script({**behaviour, "fault": fault})
+        with pytest.raises(error):
+            ask_for_bytes(model)
+
+
+def ask_for_bytes(server: ModelControl) -> bytes:
+    sent = {"model": "m", "messages": [{"role": "user", "content": "질문"}], "stream": True}
+    request = urllib.request.Request(f"{server.base_url}/chat/completions", data=json.dumps(sent).encode())
+    with urllib.request.urlopen(request, timeout=20) as response:
+        found: bytes = response.read()
+    return found

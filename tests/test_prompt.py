@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rag.calibration import CorrectedCount
 from rag.fence import Fence
 from rag.prompt import (
+    FORMAT_TOKENS,
     HISTORY_SHARE,
-    PAGE_CUT_NOTE,
-    TOKENS_PER_MESSAGE,
-    TOKENS_PER_REPLY,
+    SUMMARY_SHARE,
     Prompt,
     PromptTooLongError,
     Turn,
     build_prompt,
 )
 from rag.prompt_files import PromptsError, UnknownModeError, load_prompts
+from rag.prompt_parts import FORMAT_VERSION, PAGE_CUT_NOTE, PassagePart, PromptParts, TurnPart, compose, prompt_version
+from rag.token_memo import TokenMemo
+from rag.tokens import TokenCounter
 from settings import SHIPPED_PROMPTS_DIR
 
 CODE = "0123abcd"
-FORMAT_TOKENS = 2 * TOKENS_PER_MESSAGE + TOKENS_PER_REPLY
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def growing(text: str) -> int:
     return len(text) + len(text) ** 2 // 4_000
 
 
+GPT = TokenMemo(TokenCounter("gpt-4o"))
 COUNTERS: list[Callable[[str], int]] = [
     len,
     words,
@@ -58,6 +61,10 @@ COUNTERS: list[Callable[[str], int]] = [
     lambda text: len(text.encode()),
     growing,
     lambda text: len(text) ** 2,
+    GPT.count,
+    CorrectedCount(GPT.count, 1.26),
+    CorrectedCount(pieces, 0.84),
+    CorrectedCount(words, 3.15),
 ]
 
 texts = st.text(st.sampled_from('가나다. \n!?<>/-"0123abcdXY`#'), max_size=120) | st.text(max_size=80)
@@ -75,6 +82,7 @@ def user_text(prompt: Prompt[Passage]) -> str:
 def build(persona: str = "persona", question: str = "question?", **changes: object) -> Prompt[Passage]:
     arguments: dict[str, object] = {
         "history": [],
+        "session_summary": "",
         "passages": [],
         "page_context": "",
         "context_window": 2_000,
@@ -85,11 +93,12 @@ def build(persona: str = "persona", question: str = "question?", **changes: obje
     return build_prompt(persona, question, **(arguments | changes))  # type: ignore[arg-type]
 
 
-@settings(deadline=None)
+@settings(deadline=None, print_blob=True)
 @given(
     persona=texts,
     question=texts,
     history=turns,
+    summary=hostile | texts.map(lambda text: text * 20),
     passages=passage_lists,
     page=hostile | texts.map(lambda text: text * 20),
     window=st.integers(1, 6_000),
@@ -100,6 +109,7 @@ def test_any_prompt_is_within_the_window_with_whole_parts(
     persona: str,
     question: str,
     history: list[Turn],
+    summary: str,
     passages: list[Passage],
     page: str,
     window: int,
@@ -111,6 +121,7 @@ def test_any_prompt_is_within_the_window_with_whole_parts(
             persona,
             question,
             history=history,
+            session_summary=summary,
             passages=passages,
             page_context=page,
             context_window=window,
@@ -126,6 +137,7 @@ def test_any_prompt_is_within_the_window_with_whole_parts(
     prompt = attempt()
     system, user = (message["content"] for message in prompt.messages)
     assert count(system) + count(user) + FORMAT_TOKENS == prompt.token_count <= window - reserve
+    assert compose(prompt.parts) == prompt.messages
     assert system.startswith(persona)
     assert user.endswith(question)
     fence = Fence(CODE)
@@ -134,13 +146,32 @@ def test_any_prompt_is_within_the_window_with_whole_parts(
     for passage in prompt.passages:
         assert f"\n{fence.escape(passage.text)}\n</passage-{CODE}>" in user
     assert user.count(f"</passage-{CODE}>") == len(prompt.passages) + question.count(f"</passage-{CODE}>")
+    check_history(prompt, history, fence.escape(summary.strip()), user, question)
+    data = user.removesuffix(question)
+    assert not re.sub(rf"<([a-z-]+)-{CODE}[^\n]*>\n.*?\n</\1-{CODE}>\n\n", "", data, flags=re.DOTALL)
+
+
+def check_history(prompt: Prompt[Passage], history: list[Turn], summary: str, user: str, question: str) -> None:
+    """The newest turns without a hole, each in whole or by its summary; the session's summary or its start first."""
+    fence = Fence(CODE)
     newest = history[len(history) - prompt.turns :]
-    assert user.count(f"<question-{CODE}>") == len(newest)
+    assert user.count(f"<question-{CODE}>") - question.count(f"<question-{CODE}>") == len(newest)
+    at = 0
     for turn in newest:
-        assert fence.escape(turn.answer if turn.summary is None else turn.summary) in user
+        at = user.index(f"<question-{CODE}>\n", at)
+        kind, answer = ("answer", turn.answer) if turn.summary is None else ("answer-summary", turn.summary)
+        block = f"<question-{CODE}>\n{fence.escape(turn.question)}\n</question-{CODE}>\n\n"
+        if answer:
+            block += f"<{kind}-{CODE}>\n{fence.escape(answer)}\n</{kind}-{CODE}>\n\n"
+        assert user.startswith(block, at)
+        at += len(block)
+    told = prompt.parts.session_summary
+    assert summary.startswith(told)
+    if told:
+        assert user.startswith(f"<session-summary-{CODE}>\n{told}\n</session-summary-{CODE}>\n\n")
 
 
-@settings(deadline=None)
+@settings(deadline=None, print_blob=True)
 @given(hostile, hostile, hostile)
 def test_no_text_can_hold_the_code_of_its_fence(text: str, document: str, heading: str) -> None:
     block = Fence(CODE).block("passage", text, document=document, heading=heading)
@@ -255,7 +286,7 @@ def test_what_can_never_fit_says_the_numbers() -> None:
         build(question="word " * 3_000)
 
 
-def test_a_thousand_turns_and_twenty_passages_are_assembled_at_once() -> None:
+def test_of_a_thousand_turns_only_those_are_counted_that_may_fit() -> None:
     history = [Turn(f"질문 {n}", "답 " * 300, "요약한 문장이다. " * 5) for n in range(1_000)]
     passages = [Passage(f"{n}.md", "제목", "문서의 본문이다. " * 60) for n in range(20)]
     counted: list[int] = []
@@ -264,16 +295,52 @@ def test_a_thousand_turns_and_twenty_passages_are_assembled_at_once() -> None:
         counted.append(len(text))
         return words(text)
 
-    took_s = []
-    for _ in range(15):
-        counted.clear()
-        start = time.perf_counter()
-        prompt = build(history=history, passages=passages, context_window=8_192, max_output_tokens=1_024, count=count)
-        took_s.append(time.perf_counter() - start)
+    prompt = build(history=history, passages=passages, context_window=8_192, max_output_tokens=1_024, count=count)
     assert len(prompt.passages) == 20
     assert 50 < prompt.turns < 1_000
-    assert sum(counted) < 4 * sum(len(message["content"]) for message in prompt.messages)
-    assert median(took_s) < 0.05
+    assert sum(counted) < 3 * sum(len(message["content"]) for message in prompt.messages)
+
+
+def test_the_summary_of_the_older_turns_comes_first_and_leaves_the_turns_their_room() -> None:
+    sentence = "여기에는 낱말 여섯 개짜리 문장이 있다. "
+    history = [Turn(f"q{n}", "word " * 50) for n in range(100)]
+    prompt = build(history=history, session_summary=sentence * 100, passages=[Passage("a", "", "x " * 50)] * 100)
+    text = user_text(prompt)
+    told = prompt.parts.session_summary
+    assert text.startswith(f"<session-summary-{CODE}>\n{told}\n</session-summary-{CODE}>\n\n<question-{CODE}>\nq")
+    assert told.endswith("있다.")
+    assert 0.8 < words(told) / (1_885 * HISTORY_SHARE * SUMMARY_SHARE) <= 1
+    assert prompt.turns == pytest.approx(1_885 * HISTORY_SHARE * (1 - SUMMARY_SHARE) / 55, abs=2)
+
+
+def test_a_short_summary_of_the_older_turns_is_whole_and_needs_no_turns() -> None:
+    prompt = build(session_summary="\nThe reader's cat is called Momo. ")
+    assert prompt.parts.session_summary == "The reader's cat is called Momo."
+    assert "`session-summary`" in prompt.messages[0]["content"]
+    assert user_text(prompt).endswith(f"\n</session-summary-{CODE}>\n\nquestion?")
+
+
+def test_the_parts_of_a_prompt_name_its_chunks() -> None:
+    @dataclass(frozen=True)
+    class Chunk(Passage):
+        chunk_id: int
+
+    parts = build(passages=[Chunk("a.md", "A", "text", 7), Passage("b.md", "", "more")]).parts
+    assert parts.passages == (PassagePart("a.md", "A", "text", 7), PassagePart("b.md", "", "more", None))
+
+
+def test_the_version_of_a_prompt_tells_personas_apart() -> None:
+    assert prompt_version("one") == prompt_version("one") != prompt_version("two")
+    assert re.fullmatch("[0-9a-f]{64}", prompt_version("one"))
+
+
+def test_a_change_of_the_format_has_a_version_of_its_own() -> None:
+    """Where this fails, raise `FORMAT_VERSION` and write both down here anew."""
+    turns = (TurnPart("q1", "a1", is_summary=False), TurnPart("q2", "s2", is_summary=True))
+    passages = (PassagePart("a.md", "A > B", "text", 1),)
+    parts = PromptParts("persona", "question", CODE, "older", turns, passages, "page", page_is_cut=True)
+    made = hashlib.sha256(json.dumps(compose(parts), ensure_ascii=False).encode()).hexdigest()
+    assert (FORMAT_VERSION, made[:16]) == ("1", "26dd56805ca36594")
 
 
 def test_the_shipped_prompts_load_and_leave_room() -> None:

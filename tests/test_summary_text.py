@@ -6,14 +6,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rag.numbers import unsupported_numbers
 from rag.sentences import cut_to_tokens, sentence_ends, split_sentences
 from rag.summary import (
     MAX_CHARACTERS,
     MAX_SENTENCES,
     build_summary_prompt,
     short_enough,
+    to_session_summary,
     to_summary,
-    unsupported_numbers,
+    to_supported_summary,
+    what_is_wrong,
 )
 
 messy = st.text(st.sampled_from("가다요. \n!?。…`\"'()*#-1a,|~"), max_size=200) | st.text(max_size=100)
@@ -106,6 +109,80 @@ def test_a_models_text_becomes_one_short_paragraph(text: str, summary: str) -> N
     assert to_summary(text) == summary
 
 
+@pytest.mark.parametrize(
+    ("text", "summary"),
+    [
+        ("잃지 않습니다. 다시 해요. 정말이에요! 넷째예요.", "잃지 않습니다. 다시 해요. 정말이에요!"),
+        ("잃지 않습니다.다시 해요.정말이에요.넷째예요.", "잃지 않습니다.다시 해요.정말이에요."),
+        ('그는 말했다. "끝났습니다." 정말? 네.', '그는 말했다. "끝났습니다." 정말?'),
+        ("값은 3.5만원입니다. v1.2.3이에요. 15.0 ms예요. 넷째.", "값은 3.5만원입니다. v1.2.3이에요. 15.0 ms예요."),
+        (
+            "See https://example.com/a.b?c=1.5. Use e.g. this one, i.e. No. 5. It ends at 5 p.m. today. Fourth.",
+            "See https://example.com/a.b?c=1.5. Use e.g. this one, i.e. No. 5. It ends at 5 p.m. today.",
+        ),
+        ("가다… 나다... 다다. 라다.", "가다… 나다... 다다."),
+        ("Wait... and see. Two. Three. Four.", "Wait... and see. Two. Three."),
+        ("<think>셋. 넷. 99.</think>\n하나다. 둘이다.", "하나다. 둘이다."),
+        ("끝이 없는 말", "끝이 없는 말."),
+        ("하나이고\n둘이고\n셋이고\n넷이고", "하나이고 둘이고 셋이고 넷이고."),
+        ("一。二！三？四。", "一。二！三？"),
+    ],
+)
+def test_of_a_nasty_text_three_sentences_are_kept_whole(text: str, summary: str) -> None:
+    assert to_summary(text) == summary
+
+
+def test_a_number_is_not_cut_in_two() -> None:
+    assert to_summary("가" * 990 + "1234567890123") == "가" * 990 + "…"
+    assert to_summary("가" * 999 + "1") == "가" * 999 + "…"
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "said"),
+    [
+        ("하나다. 둘이다. 셋이다.", "", ""),
+        ("15초다.", "15초", ""),
+        ("하나다. 둘이다. 셋이다. 넷이다.", "", "4 sentences, and 3 are the most"),
+        ("15초다. 20번이다.", "15초", "(20)"),
+        ("가" * 1_001, "", "too long"),
+        ("```", "", "empty"),
+        (" ".join(f"{n}1" for n in range(10, 40)), "", "(101, 111, 121, 131, 141, 151, 161, 171, 181, 191)"),
+        ("9" * 500, "", f"({'9' * 20})"),
+    ],
+)
+def test_a_model_is_told_what_is_wrong_with_its_summary(text: str, source: str, said: str) -> None:
+    told = what_is_wrong(text, source)
+    assert said in told
+    assert bool(told) is bool(said)
+    assert len(told) < 500
+
+
+@settings(deadline=None)
+@given(messy, messy)
+def test_a_supported_summary_holds_only_its_sources_numbers(text: str, source: str) -> None:
+    summary = to_supported_summary(text, source)
+    assert unsupported_numbers(summary, source) == []
+    assert len(split_sentences(summary)) <= MAX_SENTENCES
+    assert what_is_wrong(summary or "x", source) == ""
+
+
+@settings(deadline=None)
+@given(messy, messy, st.integers(0, 250))
+def test_a_sessions_summary_fits_and_holds_only_its_sources_numbers(text: str, source: str, room: int) -> None:
+    summary = to_session_summary(text, source, max_tokens=room, count=len)
+    assert unsupported_numbers(summary, source) == []
+    assert len(summary) <= room
+    assert "\n" not in summary
+
+
+def test_a_sessions_summary_is_cut_at_a_sentence_end() -> None:
+    text = "- 사용자는 하늘색을 바란다.\n- 값은 3만원이다.\n- 넷째는 99다. 끝이다."
+    assert to_session_summary(text, "30,000원", max_tokens=1_000, count=len) == (
+        "사용자는 하늘색을 바란다. 값은 3만원이다. 끝이다."
+    )
+    assert to_session_summary(text, "30,000원", max_tokens=27, count=len) == "사용자는 하늘색을 바란다. 값은 3만원이다."
+
+
 def test_a_sentence_without_an_end_is_cut_at_a_word() -> None:
     summary = to_summary("말이 " * 1_000)
     assert len(summary) <= MAX_CHARACTERS
@@ -141,6 +218,10 @@ def test_any_summary_is_one_paragraph_of_at_most_three_sentences(text: str) -> N
         ("15초, 15초, 20초", "10초", ["15", "20"]),
         ("숫자가 없다", "", []),
         ("１５초", "15초", []),
+        ("2천만원", "20,000,000원", []),
+        ("3백만 명", "300만 명", []),
+        ("20 workers", "twenty workers", []),
+        ("GPT-4", "GPT-5", ["4"]),
     ],
 )
 def test_numbers_that_the_source_does_not_hold_are_found(summary: str, source: str, unsupported: list[str]) -> None:

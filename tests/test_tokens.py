@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag.tokens import TokenCounter, is_boundary, previous_boundary
+from rag.tokens import TokenCounter, counts_add, is_boundary, previous_boundary
 
 KOREAN = "작업 큐는 요청을 받아 두었다가 워커가 가져가게 한다. "
 
@@ -93,3 +93,30 @@ def test_head_does_not_break_a_character_that_readers_see_as_one() -> None:
 )
 def test_boundaries(text: str, at: int, boundary: int) -> None:
     assert previous_boundary(text, at) == boundary
+
+
+WORDS = st.sampled_from(
+    ["큐는", "a", "don't", "3.14", ".", "/", "```", "é", "e\u0301", "👩", " ", "\t", "\n", "\r\n", "!", "'s", "漢"]
+)
+TEXTS = st.lists(WORDS, max_size=12).map("".join)
+
+
+@pytest.mark.parametrize("encoding", ["cl100k_base", "o200k_base"])
+@settings(max_examples=300, deadline=None)
+@given(TEXTS, TEXTS)
+def test_counts_add_where_it_is_said_that_they_do(encoding: str, before: str, after: str) -> None:
+    count = TokenCounter(encoding).count
+    if counts_add(before, after):
+        assert count(before + after) == count(before) + count(after)
+
+
+@pytest.mark.parametrize("encoding", ["cl100k_base", "o200k_base"])
+@settings(max_examples=300, deadline=None)
+@given(TEXTS)
+def test_the_count_without_the_white_space_at_the_end_follows_from_the_count(encoding: str, text: str) -> None:
+    counter = TokenCounter(encoding)
+    assert counter.count_stripped(text, counter.count(text)) == counter.count(text.rstrip())
+
+
+def test_an_encoding_can_be_named_in_place_of_a_model() -> None:
+    assert TokenCounter("cl100k_base").encoding_name == TokenCounter("gpt-4").encoding_name

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 GENERATE_CHAT: Final = "generate_chat"
 SUMMARIZE_MESSAGE: Final = "summarize_message"
+ROLL_UP_SESSION: Final = "roll_up_session"
 REINDEX_CORPUS: Final = "reindex_corpus"
 READ_HISTORY: Final = "read_history"
 
@@ -218,8 +219,18 @@ class SummaryResult(_Model):
     usage: Usage
 
 
+class ReindexFailure(_Model):
+    """A file that could not be indexed: its path inside the corpus folder, and why."""
+
+    path: str
+    reason: str
+
+
 class ReindexResult(_Model):
-    """The result of `reindex_corpus`: counts of documents, then of chunks written, then the time taken."""
+    """The result of `reindex_corpus`: counts of documents, then of chunks written, then the time taken.
+
+    `failures` are the first 100 of the `failed` files.
+    """
 
     added: int
     changed: int
@@ -228,6 +239,7 @@ class ReindexResult(_Model):
     failed: int
     chunks: int
     seconds: float
+    failures: list[ReindexFailure] = []
 
 
 class HistoryMessage(_Model):

@@ -31,6 +31,9 @@ HOLDERS: Final = "protostar:holders"
 OWNERS: Final = "protostar:owners"
 DEAD: Final = "protostar:dead"
 REAPER: Final = "protostar:reaper"
+GATE_PREFIX: Final = "protostar:gate:"  # and a provider and its model
+LIMITS: Final = "protostar:limits"
+TOKEN_RATIOS: Final = "protostar:token-ratios"
 
 READER_PREFIX: Final = "protostar:reader:"
 
@@ -63,6 +66,11 @@ def session(user_uuid: UUID, session_id: str) -> str:
 def turns(session: str) -> str:
     """The turns of a session that wait for another one of it."""
     return TURNS_PREFIX + session
+
+
+def gate(provider: str, model: str) -> str:
+    """What the workers know of a model's limits and faults."""
+    return f"{GATE_PREFIX}{provider}:{model}"
 
 
 def reader(token: str) -> str:

@@ -1,4 +1,5 @@
 from json import loads
+
 from tortoise import fields, migrations
 from tortoise.fields.data import JSON_DUMPS
 from tortoise.indexes import Index

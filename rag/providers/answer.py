@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from protostar_client.contract import Usage
 
 from rag.providers.errors import Translator
 from rag.providers.protocol import Completion, CompletionRequest, Finish
+
+MOST_CHARACTERS_A_TOKEN: Final = 64
+"""Tokens of four characters are usual; a whole answer above this is one whose limit the provider does not keep."""
 
 
 class AnswerReader:
@@ -25,13 +28,16 @@ class AnswerReader:
         self._model = request.model
         self._usage: Usage | None = None
         self._half = ""
+        self._refusal = False
+        self._characters = 0
+        self._most_characters = request.max_output_tokens * MOST_CHARACTERS_A_TOKEN
         self.finish_reason: str | None = None
 
     def take(self, chunk: dict[str, Any]) -> tuple[str, bool]:
         """The chunk's text, and whether it held a token: one of reasoning is a token without text.
 
         Raises:
-            ProviderError: the chunk holds an error in place of text.
+            ProviderError: the chunk holds an error in place of text, or text that has no end.
         """
         choice = _first_choice(chunk)
         if error_of(chunk) or error_of(choice):
@@ -42,15 +48,21 @@ class AnswerReader:
         delta = _mapping(choice.get("delta"))
         thought = _text(delta.get("reasoning")) or _text(delta.get("reasoning_content"))
         text = _text(delta.get("content"))
+        self._refusal = self._refusal or bool(delta.get("refusal"))
+        self._characters += len(text)
+        if self._characters > self._most_characters:
+            raise self._translator.fatal(f"went on after {self._characters} characters; it keeps no limit on tokens")
         return self._whole_characters(text), bool(text or thought)
 
     def finish(self) -> Finish:
         """The ending.
 
         Raises:
-            ProviderError: no finish reason arrived, or it says that the answer is none.
+            ProviderError: no finish reason arrived, or it says that the answer is none, or there is no text.
         """
         reason = check_finish_reason(self.finish_reason, self._translator)
+        if not self._characters:
+            raise self._translator.wordless(reason, refused=self._refusal)
         return Finish(finish_reason=reason, model=self._model, usage=self._usage)
 
     def _whole_characters(self, text: str) -> str:
@@ -88,8 +100,11 @@ def completion_of(body: Mapping[str, Any], request: CompletionRequest, translato
     if error_of(body) or error_of(choice):
         holder = body if error_of(body) else choice
         raise translator.of_body(holder, status=200, prompt=prompt_texts(request))
+    message = _mapping(choice.get("message"))
+    if message.get("refusal") and not message.get("content"):
+        raise translator.filtered()
     return Completion(
-        text=_text(_mapping(choice.get("message")).get("content")),
+        text=_text(message.get("content")),
         finish_reason=check_finish_reason(_text(choice.get("finish_reason")), translator),
         model=_text(body.get("model")) or request.model,
         usage=usage_of(body),
@@ -149,8 +164,12 @@ def prompt_texts(request: CompletionRequest) -> list[str]:
 
 
 def _first_choice(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The choice of index 0: a server may send others that nobody asked for."""
     choices = body.get("choices")
-    return _mapping(choices[0]) if isinstance(choices, list) and choices else {}
+    for choice in choices if isinstance(choices, list) else ():
+        if isinstance(choice, dict) and not choice.get("index"):
+            return choice
+    return {}
 
 
 def _are_vectors(vectors: Sequence[object]) -> bool:

@@ -109,6 +109,20 @@ class Translator:
         """The error for an answer that the provider cut off for its content."""
         return ContentFilteredError(f"{self._provider} filtered the answer for its content; ask in another way")
 
+    def fatal(self, what: str) -> FatalProviderError:
+        """The error for an answer that another attempt would not better."""
+        return FatalProviderError(f"{self._provider} {what}")
+
+    def wordless(self, finish_reason: str, *, refused: bool) -> ProviderError:
+        """The error for an answer that ended without a word of text."""
+        if refused:
+            return self.filtered()
+        if finish_reason == "length":
+            return self.fatal("used up the answer's tokens before its first word; raise PROTOSTAR_MAX_OUTPUT_TOKENS")
+        if finish_reason in ("tool_calls", "function_call"):
+            return self.fatal("asked for a tool in place of an answer, and there are none; use another model")
+        return self.unavailable("ended the answer without a word")
+
     def _message(self, status: int, said: str, prompt: Sequence[str]) -> str:
         answered = f"{self._provider} answered {status}" if status >= 400 else f"{self._provider} reported an error"
         advice = _ADVICE.get(status, "")
@@ -149,6 +163,8 @@ def _classify(status: int, marks: str, message: str, wait_s: float | None) -> Pr
     if status not in (401, 402, 404) and _CONTENT_FILTER.search(marks):
         return ContentFilteredError(message)
     if status not in (401, 402, 403, 404) and _CONTEXT_LENGTH.search(marks):
+        return ContextLengthError(message)
+    if status == 413:
         return ContextLengthError(message)
     if status < 400:
         return _classify_unnumbered(marks, message, wait_s)

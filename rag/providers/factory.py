@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from rag.providers.openai import OpenAIProvider
 from rag.providers.protocol import FatalProviderError, Provider
 from rag.providers.streaming import Limits
+from settings import ProviderName
 
-ProviderName = Literal["openai", "openrouter"]
+__all__ = ["ProviderName", "make_provider"]
 
 
 def make_provider(

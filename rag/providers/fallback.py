@@ -10,6 +10,7 @@ from dataclasses import replace
 from rag.providers.protocol import (
     CompletionRequest,
     ContentFilteredError,
+    ContextLengthError,
     Provider,
     ProviderError,
     StreamPart,
@@ -21,15 +22,22 @@ logger = logging.getLogger("protostar.provider")
 @asynccontextmanager
 async def stream_with_fallback(
     provider: Provider, request: CompletionRequest, fallback_models: Sequence[str]
-) -> AsyncIterator[AsyncIterator[StreamPart]]:
+) -> AsyncIterator[tuple[str, AsyncIterator[StreamPart]]]:
     """Stream from the first model that gives a first token, in the order `request.model`, `fallback_models`.
 
-    After the first token nothing falls back: what was read would have to be taken back.
+    After the first token nothing falls back: what was read would have to be taken back. A model that finds the
+    prompt too long is passed over, too: the next one may have a larger window.
+
+    Returns:
+        The model, and the parts of its answer.
 
     Raises:
+        ContextLengthError: no model answered, and the one it names found the prompt too long, which a smaller
+            prompt may change.
         ProviderError: the last model's error, or that of a stream already begun.
     """
     models = [request.model, *fallback_models]
+    overflow: ContextLengthError | None = None
     async with AsyncExitStack() as stack:
         for model in models:
             attempt = AsyncExitStack()
@@ -41,8 +49,10 @@ async def stream_with_fallback(
                 raise
             except ProviderError as error:
                 await attempt.aclose()
+                if isinstance(error, ContextLengthError) and overflow is None:
+                    overflow = ContextLengthError(str(error), model=model)
                 if model == models[-1]:
-                    raise
+                    raise overflow or error from None
                 logger.warning("model_failed model=%s error=%s", model, error)
                 continue
             except BaseException:
@@ -50,7 +60,7 @@ async def stream_with_fallback(
                 raise
             await stack.enter_async_context(attempt)
             break
-        yield _chain(first, parts)
+        yield model, _chain(first, parts)
 
 
 async def _chain(first: StreamPart, rest: AsyncIterator[StreamPart]) -> AsyncIterator[StreamPart]:

@@ -24,6 +24,13 @@ class CompletionRequest:
     model: str
     messages: Sequence[ChatMessage]
     max_output_tokens: int
+    input_tokens: int = 0
+    """Of the messages, as counted; 0 where nobody did."""
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of the prompt and of the longest answer: as a provider counts them before it answers."""
+        return self.input_tokens + self.max_output_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +102,25 @@ class StalledError(ProviderError):
     """No token came within the first-token or the stall limit: worth another attempt."""
 
 
+class ProviderBusyError(ProviderError):
+    """The model is limited or down, so that no request is made before `retry_after_s`.
+
+    `longest_wait_s` is how long it is worth to wait in all; `is_down` tells a fault from a limit.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float, longest_wait_s: float, is_down: bool) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.longest_wait_s = longest_wait_s
+        self.is_down = is_down
+
+
 class ContextLengthError(ProviderError):
-    """The provider says that prompt and answer do not fit the model's window."""
+    """The provider says that prompt and answer do not fit the model's window; `model` is empty where nobody knows."""
+
+    def __init__(self, message: str, *, model: str = "") -> None:
+        super().__init__(message)
+        self.model = model
 
 
 class ContentFilteredError(ProviderError):

@@ -56,7 +56,7 @@ class ModelServer:
         logged = self._log.open(request.url.path, dict(request.headers), body)
         messages = body["messages"]
         behaviour = self._script.take("chat", model=body["model"], text=voice.last_question(messages))
-        if behaviour.status != 200 or behaviour.body is not None or behaviour.fault == "refuse":
+        if behaviour.replaces_answer:
             return self._spoiled(behaviour, logged)
         answer = self._answer(body, behaviour)
         if not body.get("stream"):
@@ -76,7 +76,7 @@ class ModelServer:
         logged = self._log.open(request.url.path, dict(request.headers), body)
         texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
         behaviour = self._script.take("embeddings", model=body["model"], text=texts[-1] if texts else "")
-        if behaviour.status != 200 or behaviour.body is not None or behaviour.fault == "refuse":
+        if behaviour.replaces_answer:
             return self._spoiled(behaviour, logged)
         return self._reply(self._vectors(texts, body["model"], behaviour), logged, behaviour)
 
@@ -159,9 +159,10 @@ class ModelServer:
             if behaviour.fault == "refuse":
                 raise wire.DropError
             body = behaviour.body
-            yield wire.dump(wire.error_body(behaviour)) if body is None else body.encode()
+            yield wire.dump(wire.error_body(behaviour)) if body is None else body.encode(behaviour.encoding)
 
-        return self._reply(writes(), logged, behaviour, content_type=behaviour.content_type)
+        written = writes() if behaviour.raw is None else wire.raw(behaviour)
+        return self._reply(written, logged, behaviour, content_type=behaviour.content_type)
 
     def _reply(
         self,
@@ -170,12 +171,13 @@ class ModelServer:
         behaviour: Behaviour,
         content_type: str = "application/json",
     ) -> Reply:
+        zipped = {"Content-Encoding": "gzip"} if behaviour.gzip else {}
         return Reply(
-            writes,
+            wire.zipped(writes) if behaviour.gzip else writes,
             logged=logged,
             connections=self.connections,
             status=behaviour.status,
-            headers=behaviour.headers,
+            headers=zipped | behaviour.headers,
             content_type=content_type,
         )
 

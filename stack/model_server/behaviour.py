@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 Fault = Literal[
     "refuse",  # breaks the connection off before the response starts
     "drop",  # breaks the connection off in the middle of the response
+    "cut",  # closes the connection in the middle of the response, as if that were its end
     "end",  # a clean end of the body, without a finish reason
     "stall",  # silence
     "keep_alive",  # comments, as OpenRouter sends them while it waits
@@ -37,7 +38,11 @@ class Behaviour(BaseModel):
     headers: dict[str, str] = {}
     error: dict[str, Any] | None = None  # body's or error chunk's `error`; has defaults
     body: str | None = None  # the body, as it is
+    raw: list[str | float] | None = None  # the body, as it is: texts, and pauses in seconds; then the fault
+    raw_times: int | None = 1  # how often in a row; null: for ever
     content_type: str = "application/json"
+    encoding: str = "utf-8"  # of body and raw
+    gzip: bool = False
 
     # The answer.
     pieces: list[str] | None = None  # text of each chunk; null: the voice answers
@@ -59,6 +64,11 @@ class Behaviour(BaseModel):
     multi_line: bool = False  # each event's JSON over several `data` lines
     together: bool = False  # the whole answer in one write
     split_bytes: int | None = None  # writes of so many bytes each, also within a character
+
+    @property
+    def replaces_answer(self) -> bool:
+        """Whether the response is something else than an answer."""
+        return self.status != 200 or self.body is not None or self.raw is not None or self.fault == "refuse"
 
 
 class Script:

@@ -31,9 +31,17 @@ class Connections:
         """Forget a connection that has ended."""
         self._open.pop(client, None)
 
-    def abort(self, client: Client) -> None:
-        """Break a connection off with a TCP reset: the end that its headers promised never comes."""
-        if transport := self._open.get(client):
+    def abort(self, client: Client, *, clean: bool = False) -> None:
+        """Break a connection off with a TCP reset: the end that its headers promised never comes.
+
+        `clean`: what was written still arrives, and then the connection is closed as if that were all.
+        """
+        transport = self._open.get(client)
+        if transport is None:
+            return
+        if clean:
+            transport.close()
+        else:
             connection: socket.socket = transport.get_extra_info("socket")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             transport.abort()

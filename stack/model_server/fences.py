@@ -8,7 +8,7 @@ from typing import Final
 
 # A tag may carry a code that its text can't know, as in <passage-1a2b3c4d document="redis.md">.
 _BLOCK: Final = re.compile(
-    r"<(?P<tag>(?P<kind>passage|page|question|answer-summary|answer)(?:-[0-9a-f]{8,64})?)(?P<labels>\s[^<>]*)?>\n"
+    r"<(?P<tag>(?P<kind>passage|page|question|session-summary|answer-summary|answer)(?:-[0-9a-f]{8,64})?)(?P<labels>\s[^<>]*)?>\n"
     r"(?P<text>.*?)\n</(?P=tag)>",
     re.DOTALL,
 )

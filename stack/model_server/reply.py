@@ -55,8 +55,8 @@ class Reply(Response):
                     started = True
                 await send({"type": "http.response.body", "body": part, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-        except DropError:
-            self._connections.abort(tuple(scope["client"]))
+        except DropError as error:
+            self._connections.abort(tuple(scope["client"]), clean=error.clean)
 
     def _start(self) -> Message:
         return {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}

@@ -19,6 +19,9 @@ _NEAR_THE_BEST: Final = 0.45
 _INSTRUCTION_CHARACTERS: Final = 100
 """A summary is asked for in the first line; further down the word may mean the history."""
 
+_SAID_BEFORE: Final = ("session-summary", "answer", "answer-summary")
+_SUMMED_UP: Final = ("page", *_SAID_BEFORE)
+
 _HANGUL: Final = re.compile(r"[가-힣]")
 _PIECE: Final = re.compile(r"\s*(?:[가-힣]{1,2}|[^\s가-힣]+)|\s+")
 _TERM: Final = re.compile(r"[가-힣]+|[a-z0-9]+")
@@ -64,7 +67,7 @@ def answer(messages: Sequence[Message]) -> str:
         return _summary(found or [Block(kind="page", document="", text=message)])
     phrases = _KOREAN if _HANGUL.search(question) else _ENGLISH
     passages = [block for block in found if block.kind in ("passage", "page")]
-    history = [block for block in reversed(found) if block.kind in ("answer", "answer-summary")]
+    history = [block for block in reversed(found) if block.kind in _SAID_BEFORE]
     if history and (_FOLLOW_UP.search(question) or not passages):
         return _quote(_fitting(question, history), phrases.remembered, phrases)
     return _quote(_fitting(question, passages), phrases.quoted, phrases)
@@ -99,7 +102,7 @@ def _asks_for_summary(messages: Sequence[Message], question: str) -> bool:
 
 
 def _summary(found: Sequence[Block]) -> str:
-    text = "\n\n".join(block.text for block in found if block.kind in ("page", "answer"))
+    text = "\n\n".join(block.text for block in found if block.kind in _SUMMED_UP)
     return " ".join(sentences(text)[:SUMMARY_SENTENCES])
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import time
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -33,7 +35,11 @@ _ERRORS: Final[dict[int, dict[str, Any]]] = {
 
 
 class DropError(Exception):
-    """The connection is to be broken off here."""
+    """The connection is to be broken off here: with a TCP reset, or `clean` as if the response ended here."""
+
+    def __init__(self, *, clean: bool = False) -> None:
+        super().__init__()
+        self.clean = clean
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +99,40 @@ async def stream(
                 await asyncio.sleep(0)  # lets the transport write, so that the parts travel apart
 
 
+async def raw(behaviour: Behaviour) -> AsyncIterator[bytes]:
+    """The writes of a response that the script spells out, and then its fault.
+
+    Raises:
+        DropError: break the connection off here.
+    """
+    yield b""  # the headers go at once, also where nothing follows
+    rounds = itertools.count() if behaviour.raw_times is None else range(behaviour.raw_times)
+    for _ in rounds:
+        for part in behaviour.raw or ():
+            if isinstance(part, str):
+                for piece in _split(part.encode(behaviour.encoding), behaviour.split_bytes):
+                    yield piece
+                    await asyncio.sleep(0)
+            else:
+                await asyncio.sleep(part)
+    match behaviour.fault:
+        case "stall":
+            await silence(behaviour)
+        case "drop" | "cut":
+            raise DropError(clean=behaviour.fault == "cut")
+        case "keep_alive":
+            async for _ in _ticks(behaviour):
+                yield _lines(f": {KEEP_ALIVE}", behaviour)
+
+
+async def zipped(writes: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same writes in gzip's format, each to be read as it comes."""
+    packer = zlib.compressobj(wbits=16 + zlib.MAX_WBITS)
+    async for part in writes:
+        yield packer.compress(part) + packer.flush(zlib.Z_SYNC_FLUSH)
+    yield packer.flush()
+
+
 async def _events(
     answer: Answer, include_usage: bool, pass_gate: Callable[[str], Awaitable[None]], sent: Callable[[], None]
 ) -> AsyncIterator[bytes]:
@@ -121,8 +161,8 @@ async def _events(
 async def _fault(answer: Answer) -> AsyncIterator[bytes]:
     behaviour = answer.behaviour
     match behaviour.fault:
-        case "drop":
-            raise DropError
+        case "drop" | "cut":
+            raise DropError(clean=behaviour.fault == "cut")
         case "stall":
             await silence(behaviour)
         case "keep_alive":

@@ -1,0 +1,65 @@
+"""How much memory a process takes that indexes one huge file; run as a module, it is that process."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+from benchmarks.corpus.text import Writer
+from models.database import connect
+from rag.chunking import ChunkSettings, cut
+from rag.index import reindex
+
+SETTINGS: Final = ChunkSettings(400, 60, "gpt-4o")
+_PART_BYTES: Final = 4_000_000
+
+
+def write_document(file: Path, total_bytes: int) -> None:
+    """A file of mixed Markdown."""
+    parts = list(Writer().documents(_PART_BYTES, 20_000))
+    with file.open("w") as output:
+        for number in range(max(1, total_bytes // _PART_BYTES)):
+            output.writelines(part.replace("---\n", "").replace(" a", f" a{number}") for part in parts)
+
+
+def write_line(file: Path, total_bytes: int) -> None:
+    """A file of one line without a space."""
+    part = "가나다라마바사아자차카타파하" * 10_000
+    with file.open("w") as output:
+        for _ in range(max(1, total_bytes // len(part.encode()))):
+            output.write(part)
+
+
+def peak_mb(database_url: str, folder: Path) -> tuple[int, int]:
+    """The most resident memory of a process before and after it indexes a folder, in megabytes."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.corpus.memory", database_url, str(folder)],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
+    )
+    before, after = map(int, done.stdout.split())
+    return before, after
+
+
+async def _main(database_url: str, folder: Path) -> None:
+    list(cut(["what every process loads"], SETTINGS))
+    before = _peak_mb()
+    async with connect(database_url):
+        done = await reindex(folder, settings=SETTINGS, max_file_bytes=1 << 31)
+    if done.failures:
+        raise SystemExit(f"{done.failures[0].path} {done.failures[0].reason}")
+    print(before, _peak_mb())
+
+
+def _peak_mb() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(sys.argv[1], Path(sys.argv[2])))

@@ -1,0 +1,45 @@
+"""Retrieval side by side: `python -m benchmarks.retrieval` (see README.md)."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import uvloop
+
+from benchmarks.report import write
+from benchmarks.retrieval import quality, speed, texts
+from benchmarks.retrieval.stage import running_postgres
+
+README: Final = Path(__file__).with_name("README.md")
+ROOT: Final = Path(__file__).resolve().parents[2]
+TEXTS: Final = ROOT / ".protostar" / "benchmark-texts"
+PARTS: Final = ("quality", "speed")
+
+
+async def _main(parts: list[str], sizes: list[int]) -> None:
+    await asyncio.to_thread(texts.fetch, TEXTS)
+    with running_postgres() as server, tempfile.TemporaryDirectory() as temporary:
+        if "quality" in parts:
+            for section in quality.sections(await quality.measure(server, TEXTS)):
+                write(section, README)
+        if "speed" in parts:
+            found = [await speed.measure(server, TEXTS, Path(temporary) / str(size), size) for size in sizes]
+            write(speed.section(found), README)
+
+
+def main() -> None:
+    """Measure, and write the tables into the README."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.retrieval", description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[])
+    parser.add_argument("--sizes", nargs="+", type=int, choices=list(speed.TARGETS_MS), default=list(speed.TARGETS_MS))
+    options = parser.parse_args()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_main(options.parts or list(PARTS), options.sizes))
+
+
+if __name__ == "__main__":
+    main()

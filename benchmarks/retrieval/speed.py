@@ -1,0 +1,117 @@
+"""How long a question takes, how large the index is, and what a rebuild beside it does to both."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+from benchmarks.report import Section, figure, verdict
+from benchmarks.retrieval.stage import SETTINGS, indexed
+from benchmarks.retrieval.texts import generate
+from rag.index import reindex
+from rag.retrieve import retrieve
+from stack.postgres import Postgres
+
+QUESTIONS: Final = 400
+WARM_UP: Final = 20
+TARGETS_MS: Final = {10_000: (5.0, 15.0), 100_000: (20.0, 60.0)}
+SIZE_TARGET: Final = 3.0
+_ENDINGS: Final = (" 무엇인가요?", " 방법을 알려주세요", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What one size of corpus gave; times in milliseconds."""
+
+    chunk_count: int
+    p50_ms: float
+    p95_ms: float
+    rebuild_p50_ms: float
+    rebuild_p95_ms: float
+    empty: int
+    size_factor: float
+
+
+async def measure(server: Postgres, sources: Path, folder: Path, chunk_count: int) -> Speed:
+    """Ask different questions one after the other, once at rest and once while everything is indexed anew."""
+    generate(sources, folder, chunk_count)
+    async with indexed(server, f"speed_{chunk_count}", folder, None) as database:
+        questions = await _questions(database)
+        for question in questions[:WARM_UP]:
+            await retrieve(question)
+        at_rest, _ = await _ask(questions[WARM_UP:])
+        size = await _size_factor(database)
+        rebuild = asyncio.create_task(reindex(folder, settings=SETTINGS, full=True))
+        meanwhile: list[float] = []
+        empty = 0
+        while not rebuild.done():
+            took, none = await _ask(random.Random(len(meanwhile)).sample(questions, 50))
+            meanwhile += took
+            empty += none
+        await rebuild
+    return Speed(chunk_count, median(at_rest), _p95(at_rest), median(meanwhile), _p95(meanwhile), empty, size)
+
+
+async def _ask(questions: Sequence[str]) -> tuple[list[float], int]:
+    took_ms, empty = [], 0
+    for question in questions:
+        started = time.perf_counter()
+        found = await retrieve(question, floor=False)
+        took_ms.append((time.perf_counter() - started) * 1000)
+        empty += not found
+    return took_ms, empty
+
+
+async def _questions(database: Any) -> list[str]:
+    """Three to nine words in a row of some chunk, as a question or bare."""
+    rng = random.Random(3)
+    rows = await database.execute_query_dict("SELECT text FROM chunks ORDER BY md5(id::text) LIMIT $1", [QUESTIONS])
+    questions = []
+    for row in rows:
+        words = row["text"].split()
+        start = rng.randrange(max(1, len(words) - 9))
+        questions.append(" ".join(words[start : start + rng.randint(3, 9)]) + rng.choice(_ENDINGS))
+    return questions
+
+
+async def _size_factor(database: Any) -> float:
+    rows = await database.execute_query_dict(
+        "SELECT (pg_total_relation_size('postings') + pg_total_relation_size('segments'))::float8"
+        " / (SELECT sum(octet_length(text)) FROM chunks) AS factor"
+    )
+    return float(rows[0]["factor"])
+
+
+def _p95(values: Sequence[float]) -> float:
+    return sorted(values)[int(len(values) * 0.95)]
+
+
+def section(found: Sequence[Speed]) -> Section:
+    """The table of the README."""
+    header = ["chunks", "p50 ms", "p95 ms", "during a full rebuild: p50 ms", "p95 ms", "empty answers", "index : text"]
+    rows = [
+        [
+            f"{each.chunk_count:,}",
+            *map(figure, (each.p50_ms, each.p95_ms, each.rebuild_p50_ms, each.rebuild_p95_ms)),
+            str(each.empty),
+            figure(each.size_factor),
+        ]
+        for each in found
+    ]
+    verdicts = []
+    for each in found:
+        p50_ms, p95_ms = TARGETS_MS[each.chunk_count]
+        verdicts += [
+            verdict(f"{each.chunk_count:,} chunks, p50", each.p50_ms, p50_ms, " ms"),
+            verdict(f"{each.chunk_count:,} chunks, p95", each.p95_ms, p95_ms, " ms"),
+            verdict(f"{each.chunk_count:,} chunks, index : text", each.size_factor, SIZE_TARGET, ""),
+        ]
+    return Section(
+        "speed", header, rows, verdicts, f"{QUESTIONS - WARM_UP} different questions, words alone, one process"
+    )

@@ -1,0 +1,67 @@
+"""A PostgreSQL for the run, databases with an index each, and the local embedder as a provider."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, Final, cast
+
+from benchmarks.retrieval.questions import Unit
+from models.database import connect
+from models.migrate import migrate
+from rag.chunking import ChunkSettings
+from rag.embedding import Embedder
+from rag.index import reindex
+from rag.providers import Provider
+from stack.model_server.embedder import MODEL
+from stack.model_server.embedder import Embedder as LocalEmbedder
+from stack.places import server_account, temporary_base_folder
+from stack.postgres import Postgres
+
+SETTINGS: Final = ChunkSettings(400, 60, "gpt-4o")
+
+
+@contextmanager
+def running_postgres() -> Iterator[Postgres]:
+    """PostgreSQL out of the `stack` extra."""
+    account = server_account()
+    with temporary_base_folder(account) as base, Postgres(base, account) as server:
+        yield server
+
+
+@asynccontextmanager
+async def indexed(server: Postgres, name: str, folder: Path, embedder: Embedder | None) -> AsyncIterator[Any]:
+    """A connection to a database that holds the index of a folder."""
+    server.create_database(name)
+    await migrate(server.url(name))
+    async with connect(server.url(name)) as database:
+        await reindex(folder, settings=SETTINGS, embedder=embedder)
+        await database.execute_script("VACUUM ANALYZE")
+        yield database
+    server.drop_database(name)
+
+
+async def units_of(database: Any) -> list[Unit]:
+    """Every chunk."""
+    rows = await database.execute_query_dict(
+        "SELECT chunks.id, path, heading, text FROM chunks JOIN documents ON documents.id = document_id ORDER BY 1"
+    )
+    return [Unit(row["id"], row["path"], row["heading"], row["text"]) for row in rows]
+
+
+class _Local:
+    """The local model server's embedder without its HTTP."""
+
+    name = "local"
+
+    def __init__(self) -> None:
+        self._embedder = LocalEmbedder()
+
+    async def embed(self, texts: Sequence[str], *, model: str) -> list[list[float]]:  # noqa: ARG002
+        return await self._embedder.embed(texts)
+
+
+def local_embedder() -> Embedder:
+    """The embedder of the demo: `universal-sentence-encoder-multilingual`, 512 numbers a text."""
+    return Embedder(cast(Provider, _Local()), MODEL)

@@ -1,0 +1,116 @@
+"""Reindexing runs as others see them: the rows of `reindex_runs`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from tortoise import Tortoise
+from tortoise.backends.base.client import BaseDBAsyncClient
+
+from models.transaction import transact
+
+LOCK_KEY: Final = 0x7265696E646578  # "reindex"
+_WRITTEN_EVERY_S: Final = 1.0
+_KEPT: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class RunProgress:
+    """How far a run is. Documents that were found unchanged at its start count as done."""
+
+    id: int
+    is_running: bool
+    started_at: datetime
+    elapsed_s: float
+    documents_done: int
+    documents_total: int
+    documents_unchanged: int
+    chunks: int
+    error: str | None
+
+    @property
+    def documents_a_second(self) -> float:
+        """Documents indexed a second so far."""
+        return (self.documents_done - self.documents_unchanged) / max(self.elapsed_s, 1e-3)
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds that the rest takes at this rate; None while there is no rate."""
+        rate = self.documents_a_second
+        return (self.documents_total - self.documents_done) / rate if rate > 0 else None
+
+    def __str__(self) -> str:
+        rest = f", about {self.eta_s:.0f} s left" if self.eta_s is not None else ""
+        return (
+            f"{self.documents_done} of {self.documents_total} documents, {self.chunks} chunks, "
+            f"{self.documents_a_second:.1f} documents/s{rest}"
+        )
+
+
+async def read_progress() -> RunProgress | None:
+    """The newest run, whichever process makes it; None before the first."""
+    rows = await Tortoise.get_connection("default").execute_query_dict(_NEWEST, [LOCK_KEY >> 32, LOCK_KEY & 0xFFFFFFFF])
+    return RunProgress(**rows[0]) if rows else None
+
+
+_NEWEST: Final = """
+SELECT id, started_at, documents_done, documents_total, documents_unchanged, chunks, error,
+    extract(epoch FROM coalesce(ended_at, clock_timestamp()) - started_at)::float8 AS elapsed_s,
+    ended_at IS NULL AND EXISTS (
+        SELECT 1 FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database
+        WHERE locktype = 'advisory' AND classid::bigint = $1 AND objid::bigint = $2 AND objsubid = 1
+            AND datname = current_database()
+    ) AS is_running
+FROM reindex_runs ORDER BY id DESC LIMIT 1
+"""
+
+
+class RunRecord:
+    """Writes down how far a run is, at most once a second."""
+
+    def __init__(self, run_id: int) -> None:
+        self.id = run_id
+        self._next_s = 0.0
+
+    @classmethod
+    async def open(cls) -> RunRecord:
+        """Begin a run; those that died are over."""
+
+        async def work(connection: BaseDBAsyncClient) -> int:
+            database: Any = connection._connection
+            await database.execute(
+                "UPDATE reindex_runs SET ended_at = now(), error = 'its process died' WHERE ended_at IS NULL"
+            )
+            await database.execute(
+                "DELETE FROM reindex_runs WHERE id <= (SELECT max(id) FROM reindex_runs) - $1::bigint", _KEPT
+            )
+            return int(await database.fetchval("INSERT INTO reindex_runs (started_at) VALUES (now()) RETURNING id"))
+
+        return cls(await transact(work))
+
+    async def progress(self, done: int, total: int, unchanged: int, chunks: int) -> None:
+        """Say how far it is, unless that was said a moment ago."""
+        now_s = time.monotonic()
+        if now_s < self._next_s and done < total:
+            return
+        self._next_s = now_s + _WRITTEN_EVERY_S
+        await self._update(
+            "documents_done = $2, documents_total = $3, documents_unchanged = $4, chunks = $5",
+            done,
+            total,
+            unchanged,
+            chunks,
+        )
+
+    async def end(self, error: str | None) -> None:
+        """Say that it is over, and what went wrong if something did."""
+        await self._update("ended_at = clock_timestamp(), error = $2", error)
+
+    async def _update(self, columns: str, *values: Any) -> None:
+        async def work(connection: BaseDBAsyncClient) -> None:
+            await connection.execute_query(f"UPDATE reindex_runs SET {columns} WHERE id = $1", [self.id, *values])
+
+        await transact(work)

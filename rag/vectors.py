@@ -1,0 +1,179 @@
+"""The vectors of chunks: completed after an index run, and searched exactly in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from tortoise import Tortoise
+from tortoise.backends.base.client import BaseDBAsyncClient
+
+from models.transaction import transact
+from rag.bm25 import Live
+from rag.embedding import Embedder, Vectors
+
+logger = logging.getLogger("protostar.vectors")
+
+_WINDOW: Final = 1000
+_LOADED_AT_ONCE: Final = 5000
+_STORED: Final = np.dtype("<f2")
+
+
+async def lend_vectors(generation_id: int, model: str) -> None:
+    """Give chunks of a generation the vectors of others that say the same, in any generation of that model."""
+    database = Tortoise.get_connection("default")
+    await database.execute_query(
+        "UPDATE generations SET embedding_model = $2 WHERE id = $1 AND embedding_model <> $2", [generation_id, model]
+    )
+    last_id = 0
+    while rows := await database.execute_query_dict(_LACKING, [generation_id, last_id, _WINDOW]):
+        last_id = rows[-1]["id"]
+        await _lend(generation_id, [row["id"] for row in rows], model)
+
+
+async def complete_vectors(generation_id: int, embedder: Embedder) -> int:
+    """Embed what lacks a vector, and say in the generation's row that all is there; returns how many texts it was.
+
+    What was done is kept whatever comes: the next run goes on from there.
+
+    Raises:
+        ProviderError: the provider did not give the vectors.
+    """
+    database = Tortoise.get_connection("default")
+    embedded = last_id = 0
+    while rows := await database.execute_query_dict(_LACKING, [generation_id, last_id, _WINDOW]):
+        last_id = rows[-1]["id"]
+        vectors = await embedder.embed([f"{row['heading']}\n\n{row['text']}" for row in rows])
+        await _store(generation_id, [row["id"] for row in rows], vectors)
+        embedded += len(rows)
+    await database.execute_query(
+        "UPDATE generations SET has_vectors = TRUE WHERE id = $1 AND NOT has_vectors", [generation_id]
+    )
+    if embedded:
+        logger.info("embedded generation=%s chunks=%s model=%s", generation_id, embedded, embedder.model)
+    return embedded
+
+
+async def _lend(generation_id: int, chunk_ids: Sequence[int], model: str) -> None:
+    async def work(connection: BaseDBAsyncClient) -> None:
+        if await connection.execute_query_dict(_LEND, [list(chunk_ids), model]):
+            await connection.execute_query(_NEXT_VERSION, [generation_id])
+
+    await transact(work)
+
+
+async def _store(generation_id: int, chunk_ids: Sequence[int], vectors: Vectors) -> None:
+    stored = [row.tobytes() for row in vectors.astype(_STORED)]
+
+    async def work(connection: BaseDBAsyncClient) -> None:
+        database: Any = connection._connection  # asyncpg's, for arrays of bytes
+        await database.execute(_STORE, list(chunk_ids), stored)
+        await connection.execute_query(_NEXT_VERSION, [generation_id])
+
+    if stored:
+        await transact(work)
+
+
+@dataclass(frozen=True, slots=True)
+class _Matrix:
+    generation_id: int
+    version: int
+    chunk_ids: npt.NDArray[np.int64]
+    rows: Vectors
+    level: float
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """The chunks nearest to a question, best first, with their cosines; `level` is the mean cosine of two chunks."""
+
+    chunk_ids: list[int]
+    scores: list[float]
+    level: float
+
+
+@dataclass(slots=True)
+class VectorCache:
+    """The vectors of the generation that serves, kept by this process as one matrix of single precision."""
+
+    _matrix: _Matrix | None = None
+    _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def search(self, live: Live, question: Vectors, limit: int) -> Near | None:
+        """The chunks nearest to a question by exact search; None where there is nothing to compare."""
+        matrix = await self._current(live)
+        if not len(matrix.chunk_ids) or matrix.rows.shape[1] != question.shape[0]:
+            return None
+        return await asyncio.to_thread(_nearest, matrix, question, limit)
+
+    async def _current(self, live: Live) -> _Matrix:
+        async with self._one_at_a_time:
+            matrix = self._matrix
+            if matrix is None or matrix.generation_id != live.generation_id or matrix.version < live.vectors_version:
+                matrix = self._matrix = await _load(live, matrix)
+            return matrix
+
+
+def _nearest(matrix: _Matrix, question: Vectors, limit: int) -> Near:
+    scores = matrix.rows @ question
+    best = np.argsort(-scores, kind="stable") if len(scores) <= limit else np.argpartition(-scores, limit)[:limit]
+    best = best[np.argsort(-scores[best], kind="stable")]
+    return Near(matrix.chunk_ids[best].tolist(), scores[best].tolist(), matrix.level)
+
+
+async def _load(live: Live, before: _Matrix | None) -> _Matrix:
+    """Read what the matrix before lacks, and leave out what is gone."""
+    database = Tortoise.get_connection("default")
+    rows = await database.execute_query_dict(_ALL_IDS, [live.generation_id])
+    ids = np.asarray([row["chunk_id"] for row in rows], dtype=np.int64)
+    if before is not None and before.generation_id == live.generation_id:
+        kept = np.isin(before.chunk_ids, ids, assume_unique=True)
+        known, parts = before.chunk_ids[kept], [before.rows[kept]]
+    else:
+        known, parts = np.zeros(0, np.int64), []
+    missing = np.setdiff1d(ids, known, assume_unique=True)
+    found = [known]
+    for start in range(0, len(missing), _LOADED_AT_ONCE):
+        wanted = missing[start : start + _LOADED_AT_ONCE].tolist()
+        read = await database.execute_query_dict(_VECTORS, [wanted])
+        if read:
+            stored = np.frombuffer(b"".join(row["vector"] for row in read), dtype=_STORED)
+            parts.append(stored.reshape(len(read), -1).astype(np.float32))
+            found.append(np.asarray([row["chunk_id"] for row in read], dtype=np.int64))
+    vectors = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+    # Of vectors of length 1, the mean of all pairs' products is the square of their mean.
+    level = float(np.square(vectors.mean(axis=0)).sum()) if len(vectors) else 0.0
+    return _Matrix(live.generation_id, live.vectors_version, np.concatenate(found), vectors, level)
+
+
+_NEXT_VERSION: Final = "UPDATE generations SET vectors_version = vectors_version + 1 WHERE id = $1"
+_LACKING: Final = """
+SELECT chunks.id, chunks.heading, chunks.text
+FROM chunks LEFT JOIN chunk_vectors ON chunk_vectors.chunk_id = chunks.id
+WHERE chunks.generation_id = $1 AND chunks.id > $2 AND chunk_vectors.chunk_id IS NULL
+ORDER BY chunks.id LIMIT $3
+"""
+_LEND: Final = """
+INSERT INTO chunk_vectors (chunk_id, vector)
+SELECT DISTINCT ON (new.id) new.id, chunk_vectors.vector
+FROM chunks AS new
+JOIN chunks AS old ON old.content_hash = new.content_hash AND old.id <> new.id
+JOIN generations ON generations.id = old.generation_id AND generations.embedding_model = $2
+JOIN chunk_vectors ON chunk_vectors.chunk_id = old.id
+WHERE new.id = ANY ($1::bigint[])
+ON CONFLICT (chunk_id) DO NOTHING RETURNING chunk_id
+"""
+_STORE: Final = """
+INSERT INTO chunk_vectors (chunk_id, vector) SELECT * FROM unnest($1::bigint[], $2::bytea[])
+ON CONFLICT (chunk_id) DO NOTHING
+"""
+_ALL_IDS: Final = """
+SELECT chunk_vectors.chunk_id FROM chunk_vectors JOIN chunks ON chunks.id = chunk_vectors.chunk_id
+WHERE chunks.generation_id = $1
+"""
+_VECTORS: Final = "SELECT chunk_id, vector FROM chunk_vectors WHERE chunk_id = ANY ($1::bigint[])"

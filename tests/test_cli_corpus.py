@@ -1,0 +1,108 @@
+"""`protostar reindex --dry-run` and `--watch`, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_cli import ROOT, environment, protostar
+
+DEADLINE_S = 60.0
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / "queue.md").write_text("# 작업 큐\n\n큐는 작업을 받아 둔다.\n")
+    (folder / "bad.md").write_bytes(b"caf\xe9 \xff\xfe")
+    return folder
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(database_url: str, corpus: Path) -> None:
+    variables = {"DATABASE_URL": database_url, "PROTOSTAR_CORPUS_DIR": str(corpus)}
+    told = [json.loads(protostar("reindex", "--dry-run", "--json", **variables).stdout) for _ in range(2)]
+    for result in told:
+        assert (result["added"], result["failed"], result["chunks"]) == (1, 1, 1)
+        assert result["embedding_tokens"] > 0
+        assert [failure["path"] for failure in result["failures"]] == ["bad.md"]
+    readable = protostar("reindex", "--dry-run", **variables)
+    assert readable.stdout.startswith("would be: 1 added, 0 changed")
+    assert "bad.md is in no known encoding" in readable.stderr
+
+
+def test_patterns_and_the_size_limit_come_from_the_environment(database_url: str, corpus: Path) -> None:
+    (corpus / "big.md").write_text("x " * 600_000)
+    done = protostar(
+        "reindex",
+        "--dry-run",
+        "--json",
+        DATABASE_URL=database_url,
+        PROTOSTAR_CORPUS_DIR=str(corpus),
+        PROTOSTAR_CORPUS_IGNORE="bad*, queue.md",
+        PROTOSTAR_MAX_FILE_MB="1",
+    )
+    [failure] = json.loads(done.stdout)["failures"]
+    assert failure["path"] == "big.md"
+    assert "PROTOSTAR_MAX_FILE_MB" in failure["reason"]
+
+
+def test_watching_indexes_every_change_and_survives_a_folder_that_is_away(database_url: str, corpus: Path) -> None:
+    with watching(DATABASE_URL=database_url, PROTOSTAR_CORPUS_DIR=str(corpus)) as results:
+        assert results.until(lambda result: result["added"] == 1)
+        (corpus / "new.md").write_text("# New\n\nA file.\n")
+        assert results.until(lambda result: result["added"] == 1)
+        corpus.rename(corpus.parent / "away")
+        (corpus.parent / "away/new.md").write_text("# New\n\nAnother text.\n")
+        (corpus.parent / "away").rename(corpus)
+        assert results.until(lambda result: result["changed"] == 1)
+
+
+def test_watching_and_a_dry_run_exclude_each_other() -> None:
+    done = protostar("reindex", "--watch", "--dry-run")
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+class Results:
+    """The lines that a command prints, as they come."""
+
+    def __init__(self, output: Any) -> None:
+        self._lines: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=lambda: [self._lines.put(line) for line in output], daemon=True).start()
+
+    def until(self, wanted: Any) -> bool:
+        """Read on until a result is as wanted; raises `queue.Empty` if none comes."""
+        while not wanted(json.loads(self._lines.get(timeout=DEADLINE_S))):
+            pass
+        return True
+
+
+@contextmanager
+def watching(**variables: str) -> Iterator[Results]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli", "reindex", "--watch", "--json"],
+        cwd=ROOT,
+        env=environment(**variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        yield Results(process.stdout)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(DEADLINE_S) == 0
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()

@@ -1,0 +1,36 @@
+"""The memory of a process that indexes one huge file does not grow with the file."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmarks.corpus import memory
+from models.database import connect
+from models.transaction import transact
+
+SMALL, LARGE = 6_000_000, 24_000_000
+
+
+@pytest.mark.parametrize("fill", [memory.write_document, memory.write_line])
+def test_four_times_the_file_takes_no_more_memory(
+    database_url: str, tmp_path: Path, fill: Callable[[Path, int], None]
+) -> None:
+    peaks_mb = []
+    for size in (SMALL, LARGE):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        fill(folder / "huge.md", size)
+        peaks_mb.append(memory.peak_mb(database_url, folder)[1])
+        asyncio.run(clear(database_url))
+    # Of 18 MB more, a list of all chunks alone would take over 40.
+    assert peaks_mb[1] - peaks_mb[0] < 25
+    assert peaks_mb[1] < 300
+
+
+async def clear(database_url: str) -> None:
+    async with connect(database_url):
+        await transact(lambda connection: connection.execute_script("TRUNCATE documents, generations, folders CASCADE"))

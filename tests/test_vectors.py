@@ -1,0 +1,224 @@
+"""Vectors beside words: what is embedded, when they serve, and what happens where the provider fails."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tortoise import Tortoise
+
+from models.database import connect
+from rag import embedding
+from rag import retrieve as retrieval
+from rag.chunking import ChunkSettings
+from rag.embedding import Embedder
+from rag.fusion import dense_weight, fuse
+from rag.index import reindex
+from rag.neighbours import with_neighbours
+from rag.providers import ProviderError, make_provider
+from rag.retrieve import Passage, retrieve
+from tests.model_control import ModelControl
+
+SETTINGS = ChunkSettings(64, 16, "gpt-4o")
+TEXTS = {
+    "cats.md": "# Cats\n\nThe cat sleeps on the warm sofa all day long and purrs.\n",
+    "ships.md": "# Ships\n\nThe big ship crosses the ocean with containers on board.\n",
+    "bread.md": "# Bread\n\nThe baker kneads the dough before the sun rises.\n",
+}
+CAT_QUESTION = "고양이는 어디에서 자나요?"
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name, text in TEXTS.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture
+async def embedder(database_url: str, model_server: ModelControl) -> AsyncIterator[Embedder]:
+    """An embedder, and a connection to an empty database."""
+    model_server.reset()
+    provider = make_provider(
+        "openai", api_key="none", base_url=model_server.base_url, first_token_timeout_s=30, stall_timeout_s=30
+    )
+    async with connect(database_url):
+        yield Embedder(provider, "model-a")
+    await provider.close()
+    model_server.reset()
+
+
+def embedded(model_server: ModelControl) -> list[str]:
+    """The texts that were sent to be embedded."""
+    asked = [request["body"] for request in model_server.requests(1000) if request["path"].endswith("/embeddings")]
+    return [text for body in asked for text in body["input"]]
+
+
+async def count(statement: str) -> int:
+    rows = await Tortoise.get_connection("default").execute_query_dict(statement)
+    return int(rows[0]["count"])
+
+
+def documents(passages: list[Passage]) -> list[str]:
+    return [passage.document for passage in passages]
+
+
+async def test_a_question_finds_what_shares_no_word_with_it(corpus: Path, embedder: Embedder) -> None:
+    await reindex(corpus, settings=SETTINGS, embedder=embedder)
+    assert await retrieve(CAT_QUESTION, floor=False) == []
+    assert documents(await retrieve(CAT_QUESTION, embedder=embedder))[0] == "cats.md"
+
+
+async def test_only_new_chunks_are_embedded(corpus: Path, embedder: Embedder, model_server: ModelControl) -> None:
+    await reindex(corpus, settings=SETTINGS, embedder=embedder)
+    assert len(embedded(model_server)) == 3
+    model_server.reset()
+    (corpus / "cats.md").write_text(TEXTS["cats.md"] + "\n## Food\n\nIt eats fish.\n")
+    await reindex(corpus, settings=SETTINGS, embedder=embedder)
+    assert [text.splitlines()[-1] for text in embedded(model_server)] == ["It eats fish."]
+
+
+async def test_a_full_rebuild_and_a_moved_file_embed_nothing(
+    corpus: Path, embedder: Embedder, model_server: ModelControl
+) -> None:
+    await reindex(corpus, settings=SETTINGS, embedder=embedder)
+    model_server.reset()
+    (corpus / "cats.md").rename(corpus / "felines.md")
+    await reindex(corpus, settings=SETTINGS, full=True, embedder=embedder)
+    assert embedded(model_server) == []
+    assert await count("SELECT count(*) FROM chunk_vectors") == 3
+    assert documents(await retrieve(CAT_QUESTION, embedder=embedder))[0] == "felines.md"
+
+
+async def test_another_model_serves_only_when_its_vectors_are_complete(
+    corpus: Path, embedder: Embedder, model_server: ModelControl
+) -> None:
+    await reindex(corpus, settings=SETTINGS, embedder=embedder)
+    other = Embedder(embedder._provider, "model-b")
+    model_server.script({"endpoint": "embeddings", "model": "model-b", "status": 401, "times": None})
+    with pytest.raises(ProviderError):
+        await reindex(corpus, settings=SETTINGS, embedder=other)
+    assert documents(await retrieve(CAT_QUESTION, embedder=embedder))[0] == "cats.md"
+    assert await retrieve(CAT_QUESTION, embedder=other, floor=False) == []
+
+    model_server.reset()
+    await reindex(corpus, settings=SETTINGS, embedder=other)
+    assert documents(await retrieve(CAT_QUESTION, embedder=other))[0] == "cats.md"
+    assert await retrieve(CAT_QUESTION, embedder=embedder, floor=False) == []
+    assert await count("SELECT count(*) FROM generations") == 1
+
+
+async def test_words_serve_while_the_first_vectors_are_missing(
+    corpus: Path, embedder: Embedder, model_server: ModelControl
+) -> None:
+    model_server.script({"endpoint": "embeddings", "status": 401, "times": None})
+    with pytest.raises(ProviderError):
+        await reindex(corpus, settings=SETTINGS, embedder=embedder)
+    assert documents(await retrieve("Who kneads the dough?", embedder=embedder)) == ["bread.md"]
+
+
+async def test_a_failing_provider_never_fails_a_question(
+    corpus: Path, embedder: Embedder, model_server: ModelControl, caplog: pytest.LogCaptureFixture
+) -> None:
+    await reindex(corpus, settings=SETTINGS, embedder=embedder)
+    model_server.script({"endpoint": "embeddings", "status": 500, "times": None})
+    assert documents(await retrieve("Who kneads the dough?", embedder=embedder)) == ["bread.md"]
+    assert "question_not_embedded" in caplog.text
+
+
+async def test_a_slow_provider_does_not_hold_a_question_up(
+    corpus: Path, embedder: Embedder, model_server: ModelControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await reindex(corpus, settings=SETTINGS, embedder=embedder)
+    monkeypatch.setattr(embedding, "QUESTION_S", 0.05)
+    model_server.script({"endpoint": "embeddings", "hold": "never", "times": None})
+    assert documents(await retrieve("Who kneads the dough?", embedder=embedder)) == ["bread.md"]
+
+
+async def test_a_batch_that_is_too_large_is_halved(embedder: Embedder, model_server: ModelControl) -> None:
+    model_server.script({"endpoint": "embeddings", "contains": "fourth", "status": 400})
+    vectors = await embedder.embed(["first", "second", "third", "fourth"])
+    assert vectors.shape == (4, 512)
+    asked = [len(request["body"]["input"]) for request in model_server.requests()]
+    assert sorted(asked) == [2, 2, 4]
+
+
+async def test_a_rate_limit_is_waited_out(embedder: Embedder, model_server: ModelControl) -> None:
+    model_server.script({"endpoint": "embeddings", "status": 429, "headers": {"retry-after": "0"}})
+    assert (await embedder.embed(["one"])).shape == (1, 512)
+
+
+async def test_requests_stay_within_their_limits(embedder: Embedder, model_server: ModelControl) -> None:
+    texts = ["가" * 7_000] * 20 + ["short"] * 100
+    assert len(await embedder.embed(texts)) == 120
+    for request in model_server.requests():
+        sent = request["body"]["input"]
+        assert len(sent) <= embedding.BATCH_TEXTS
+        assert sum(map(len, sent)) <= embedding.BATCH_CHARACTERS
+
+
+async def test_what_is_kept_of_the_index_follows_every_change(corpus: Path, embedder: Embedder) -> None:
+    questions = ["the warm sofa", "containers ocean", "dough sun fish", CAT_QUESTION]
+
+    async def answers() -> list[list[Passage]]:
+        return [await retrieve(question, floor=False, embedder=embedder) for question in questions]
+
+    await reindex(corpus, settings=SETTINGS, embedder=embedder)
+    await answers()
+    for step in range(3):
+        (corpus / "new.md").write_text(f"# New {step}\n\nFish and dough and containers, {step} times.\n")
+        if step == 1:
+            (corpus / "ships.md").unlink()
+        await reindex(corpus, settings=SETTINGS, full=step == 2, embedder=embedder)
+        kept = await answers()
+        retrieval._kept_by_database.clear()
+        assert kept == await answers()
+        assert "new.md" in documents(kept[2])
+
+
+def test_both_scores_count_by_their_weights() -> None:
+    assert fuse({1: 10.0, 2: 5.0, 3: 0.0}, {2: 0.9, 4: 0.1}, 0.5) == pytest.approx({1: 0.5, 2: 0.75, 3: 0.0, 4: 0.0})
+    assert fuse({7: 3.0}, {}, 0.25) == pytest.approx({7: 0.75})
+    assert dense_weight("큐가 뭐야?") < dense_weight("what is a queue?")
+
+
+SECTION = "# Long\n\n" + "\n\n".join(
+    f"Paragraph {number} speaks of topic{number} and of nothing else, in a sentence of some length that goes on."
+    for number in range(12)
+)
+
+
+async def long_passages(folder: Path) -> list[Passage]:
+    (folder / "long.md").write_text(SECTION)
+    await reindex(folder, settings=SETTINGS)
+    return await retrieve("topic5 topic6", floor=False, top_k=1)
+
+
+async def test_a_passage_is_joined_with_its_neighbours(tmp_path: Path, embedder: Embedder) -> None:
+    (passage,) = await long_passages(tmp_path)
+    (wide,) = await with_neighbours([passage], 10_000)
+    assert (wide.chunk_id, wide.score) == (passage.chunk_id, passage.score)
+    assert wide.start_offset < passage.start_offset
+    assert passage.end_offset < wide.end_offset
+    assert wide.text == SECTION[wide.start_offset : wide.end_offset]
+
+
+async def test_neighbours_take_no_more_than_the_room(tmp_path: Path, embedder: Embedder) -> None:
+    (passage,) = await long_passages(tmp_path)
+    assert await with_neighbours([passage], passage.token_count) == [passage]
+    (wide,) = await with_neighbours([passage], passage.token_count + 40 + 64)
+    assert passage.token_count < wide.token_count <= passage.token_count + 64
+
+
+async def test_passages_that_meet_are_given_as_one(tmp_path: Path, embedder: Embedder) -> None:
+    await long_passages(tmp_path)
+    passages = await retrieve("topic5 topic6 topic7", floor=False, top_k=3)
+    assert len(passages) == 2
+    (wide,) = await with_neighbours(passages, 10_000)
+    assert wide.chunk_id == passages[0].chunk_id
+    assert wide.start_offset < passages[0].start_offset
+    assert wide.end_offset == passages[1].end_offset
+    assert wide.text == SECTION[wide.start_offset : wide.end_offset]
