@@ -18,6 +18,7 @@ SUFFIXES: Final = (".md", ".markdown", ".mdx")
 MAX_FILE_BYTES: Final = 64 * 1024 * 1024
 IGNORED: Final = (".*", "node_modules", "__pycache__", "lost+found")
 
+
 class CorpusError(Exception):
     """The corpus folder can't be used; the message says why and what to do. Nothing was changed."""
 
@@ -183,7 +184,5 @@ def _refusal(status: os.stat_result, max_file_bytes: int) -> str:
     if not stat.S_ISREG(status.st_mode):
         return "is no regular file"
     if status.st_size > max_file_bytes:
-        return (
-            f"has {status.st_size} bytes, over the limit of {max_file_bytes}; raise PROTOSTAR_MAX_FILE_MB"
-        )
+        return f"has {status.st_size} bytes, over the limit of {max_file_bytes}; raise PROTOSTAR_MAX_FILE_MB"
     return ""

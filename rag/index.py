@@ -22,10 +22,12 @@ from rag.embedding import Embedder
 from rag.folders import load_folders, remember_folders
 from rag.generations import Generation, find_generation, finish_generation, keep_encoding, open_generation
 from rag.merging import merge_segments
-from rag.runs import LOCK_KEY, RunRecord, read_progress
+from rag.runs import LOCK_KEY, ReindexRunning, RunRecord, read_progress
 from rag.segments import Draft, prepare
 from rag.units import UnitWriter, make_units
 from rag.vectors import complete_vectors, lend_vectors
+
+__all__ = ["Preview", "Progress", "ReindexRunning", "Reindexed", "preview", "reindex"]
 
 logger = logging.getLogger("protostar.index")
 
@@ -34,13 +36,6 @@ Progress = Callable[[int, int, int], None]
 
 FAILURES_TOLD: Final = 100
 _PREVIEWED_FILES: Final = 100
-
-
-class ReindexRunning(Exception):  # noqa: N818  # it is no error
-    """Another process is indexing this database; nothing was done."""
-
-    def __init__(self, how_far: str = "") -> None:
-        super().__init__(f"a reindex is already running{f' ({how_far})' if how_far else ''}; wait for it to end")
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +200,7 @@ class _Run:
         model = self.embedder.model if self.embedder else ""
         generation = await open_generation(self.settings, full=full, embedding_model=model)
         documents = await load_documents()
-        await self._index_changed(UnitWriter(generation, self.settings, documents, started_ns))
+        await self._index_changed(UnitWriter(self.record, generation, self.settings, documents, started_ns))
         if self.embedder:
             await lend_vectors(generation.id, self.embedder.model)  # also from documents that are gone
         await self._remove_absent(documents)

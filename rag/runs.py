@@ -17,6 +17,13 @@ _WRITTEN_EVERY_S: Final = 1.0
 _KEPT: Final = 20
 
 
+class ReindexRunning(Exception):  # noqa: N818  # it is no error
+    """Another process is indexing this database; nothing was done, or nothing more."""
+
+    def __init__(self, how_far: str = "") -> None:
+        super().__init__(f"a reindex is already running{f' ({how_far})' if how_far else ''}; wait for it to end")
+
+
 @dataclass(frozen=True, slots=True)
 class RunProgress:
     """How far a run is. Documents that were found unchanged at its start count as done."""
@@ -90,6 +97,18 @@ class RunRecord:
             return int(await database.fetchval("INSERT INTO reindex_runs (started_at) VALUES (now()) RETURNING id"))
 
         return cls(await transact(work))
+
+    async def hold(self, connection: BaseDBAsyncClient) -> None:
+        """Let no other run begin before this transaction ends.
+
+        Raises:
+            ReindexRunning: one has begun: this one's connection with the lock was lost.
+        """
+        rows = await connection.execute_query_dict(
+            "SELECT 1 FROM reindex_runs WHERE id = $1 AND ended_at IS NULL FOR SHARE", [self.id]
+        )
+        if not rows:
+            raise ReindexRunning
 
     async def progress(self, done: int, total: int, unchanged: int, chunks: int) -> None:
         """Say how far it is, unless that was said a moment ago."""

@@ -16,6 +16,7 @@ from rag.content import UnreadableFileError
 from rag.corpus import Failure, SourceFile
 from rag.documents import DocumentState, load_known, record
 from rag.generations import Generation
+from rag.runs import RunRecord
 from rag.segments import Draft, prepare, write
 
 Unit = Sequence[SourceFile]
@@ -53,6 +54,7 @@ def make_units(files: Sequence[SourceFile]) -> list[Unit]:
 class UnitWriter:
     """Indexes units into a generation. `started_ns` is when the walk began that found their files."""
 
+    run: RunRecord
     generation: Generation
     settings: ChunkSettings
     documents: Mapping[str, DocumentState]
@@ -91,6 +93,7 @@ class UnitWriter:
 
     async def _write(self, unit: Unit, drafts: list[Draft] | None) -> list[Draft]:
         async def work(connection: BaseDBAsyncClient) -> list[Draft]:
+            await self.run.hold(connection)
             written = []
             async for draft in _at_hand(drafts) if drafts is not None else self._stream(unit):
                 await write(connection, draft, self.generation.id)

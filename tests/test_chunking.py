@@ -215,7 +215,7 @@ def test_every_process_cuts_a_text_the_same_way() -> None:
 
 
 def test_a_heading_that_nearly_fills_a_chunk_keeps_the_beginning_of_its_text() -> None:
-    heading = "# " + "큐는 " * 17 + "큐는"
+    heading = "# " + "큐는 " * 18 + "큐는"
     first, *_ = chunks_of(f"{heading}\n\n큐는 큐는 큐는 큐는 큐는\n", 64, 12)
     assert first.text.startswith(f"{heading}\n\n큐는")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import queue
 import signal
@@ -15,6 +16,10 @@ from typing import Any
 
 import pytest
 
+from models import Chunk, Generation
+from models.database import connect
+from rag.retrieve import retrieve
+from rag.runs import read_progress
 from tests.test_cli import ROOT, environment, protostar
 
 DEADLINE_S = 60.0
@@ -68,6 +73,36 @@ def test_watching_indexes_every_change_and_survives_a_folder_that_is_away(databa
         assert results.until(lambda result: result["changed"] == 1)
 
 
+async def test_killed_at_any_moment_the_old_index_serves_and_the_next_run_goes_on(
+    database_url: str, corpus: Path
+) -> None:
+    sentence = "큐는 작업을 순서대로 처리한다. "
+    for number in range(40):
+        (corpus / f"{number}.md").write_text(f"# 문서 {number}\n\n" + f"{number}번째 {sentence}" * 1500)
+    variables = {"DATABASE_URL": database_url, "PROTOSTAR_CORPUS_DIR": str(corpus)}
+    before = json.loads(protostar("reindex", "--json", **variables).stdout)
+    async with connect(database_url):
+        [serving] = await Generation.all()
+        for share in (0.0, 0.3, 0.6):
+            run = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "cli", "reindex", "--full", cwd=ROOT, env=environment(**variables)
+            )
+            built = Chunk.exclude(generation_id=serving.id)
+            while await built.count() < max(1, share * before["chunks"]):
+                assert run.returncode is None
+            run.kill()
+            await run.wait()
+            assert [generation.id for generation in await Generation.filter(is_current=True)] == [serving.id]
+            assert await Chunk.filter(generation_id=serving.id).count() == before["chunks"]
+            assert await retrieve("작업을 순서대로")
+        while (progress := await read_progress()) is None or progress.is_running:
+            pass
+        after = json.loads(protostar("reindex", "--full", "--json", **variables).stdout)
+        assert after["chunks"] < before["chunks"]
+        assert await Chunk.all().count() == before["chunks"]
+        assert await Generation.all().count() == 1
+
+
 def test_watching_and_a_dry_run_exclude_each_other() -> None:
     done = protostar("reindex", "--watch", "--dry-run")
     assert (done.returncode, done.stdout) == (2, "")
@@ -78,7 +113,11 @@ class Results:
 
     def __init__(self, output: Any) -> None:
         self._lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=lambda: [self._lines.put(line) for line in output], daemon=True).start()
+        threading.Thread(target=self._read, args=(output,), daemon=True).start()
+
+    def _read(self, output: Iterator[str]) -> None:
+        for line in output:
+            self._lines.put(line)
 
     def until(self, wanted: Any) -> bool:
         """Read on until a result is as wanted; raises `queue.Empty` if none comes."""

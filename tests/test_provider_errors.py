@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from rag.overflow import Named, named_in
 from rag.providers import (
     ContentFilteredError,
     ContextLengthError,
@@ -49,6 +50,7 @@ pytest_plugins = ["tests.provider_fixtures"]
         ({"status": 429, "error": {"code": "insufficient_quota", "message": "pay"}}, FatalProviderError),
         ({"status": 408}, ProviderUnavailableError),
         ({"status": 500}, ProviderUnavailableError),
+        ({"status": 501}, FatalProviderError),
         ({"status": 502, "body": "<html>", "content_type": "text/html"}, ProviderUnavailableError),
         ({"status": 503}, ProviderUnavailableError),
         ({"status": 529}, ProviderUnavailableError),
@@ -149,6 +151,19 @@ async def test_no_error_repeats_the_key_or_the_prompt(
         assert QUESTION[5:] not in str(error)
     assert KEY not in repr(provider)
     assert KEY not in repr(vars(provider))
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["stream", "whole"])
+async def test_the_numbers_of_an_overflow_outlive_words_that_are_left_out(
+    provider: Provider, model: ModelControl, whole: bool
+) -> None:
+    sizes = {"n_prompt_tokens": 6031, "n_ctx": 2048}  # as llama.cpp gives them
+    said = {"code": 400, "type": "exceed_context_size_error", "message": f"2048 tokens exceeded by {QUESTION}", **sizes}
+    model.script({"status": 400, "error": said})
+    error = await error_of(provider, whole=whole)
+    assert type(error) is ContextLengthError
+    assert QUESTION not in str(error)
+    assert named_in(str(error)) == Named(2048, 6031)
 
 
 @pytest.fixture

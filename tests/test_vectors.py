@@ -9,7 +9,7 @@ import pytest
 from tortoise import Tortoise
 
 from models.database import connect
-from rag import embedding
+from rag import embedding, vectors
 from rag import retrieve as retrieval
 from rag.chunking import ChunkSettings
 from rag.embedding import Embedder
@@ -111,13 +111,22 @@ async def test_another_model_serves_only_when_its_vectors_are_complete(
     assert await count("SELECT count(*) FROM generations") == 1
 
 
-async def test_words_serve_while_the_first_vectors_are_missing(
-    corpus: Path, embedder: Embedder, model_server: ModelControl
+async def test_vectors_serve_only_when_the_first_ones_are_complete(
+    corpus: Path, embedder: Embedder, model_server: ModelControl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model_server.script({"endpoint": "embeddings", "status": 401, "times": None})
+    monkeypatch.setattr(vectors, "_WINDOW", 1)
+    model_server.script({"endpoint": "embeddings", "contains": "ocean", "status": 401, "times": None})
     with pytest.raises(ProviderError):
         await reindex(corpus, settings=SETTINGS, embedder=embedder)
+    assert await count("SELECT count(*) FROM chunk_vectors") == 2
+    assert await retrieve(CAT_QUESTION, embedder=embedder, floor=False) == []
     assert documents(await retrieve("Who kneads the dough?", embedder=embedder)) == ["bread.md"]
+
+    await model_server.until_idle()
+    model_server.reset()
+    await reindex(corpus, settings=SETTINGS, embedder=embedder)
+    assert [text.splitlines()[0] for text in embedded(model_server)] == ["Ships"]
+    assert documents(await retrieve(CAT_QUESTION, embedder=embedder))[0] == "cats.md"
 
 
 async def test_a_failing_provider_never_fails_a_question(
@@ -130,18 +139,23 @@ async def test_a_failing_provider_never_fails_a_question(
 
 
 async def test_a_slow_provider_does_not_hold_a_question_up(
-    corpus: Path, embedder: Embedder, model_server: ModelControl, monkeypatch: pytest.MonkeyPatch
+    corpus: Path,
+    embedder: Embedder,
+    model_server: ModelControl,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     await reindex(corpus, settings=SETTINGS, embedder=embedder)
     monkeypatch.setattr(embedding, "QUESTION_S", 0.05)
     model_server.script({"endpoint": "embeddings", "hold": "never", "times": None})
     assert documents(await retrieve("Who kneads the dough?", embedder=embedder)) == ["bread.md"]
+    assert "question_not_embedded error=TimeoutError" in caplog.text
 
 
 async def test_a_batch_that_is_too_large_is_halved(embedder: Embedder, model_server: ModelControl) -> None:
     model_server.script({"endpoint": "embeddings", "contains": "fourth", "status": 400})
-    vectors = await embedder.embed(["first", "second", "third", "fourth"])
-    assert vectors.shape == (4, 512)
+    rows = await embedder.embed(["first", "second", "third", "fourth"])
+    assert rows.shape == (4, 512)
     asked = [len(request["body"]["input"]) for request in model_server.requests()]
     assert sorted(asked) == [2, 2, 4]
 
@@ -177,6 +191,7 @@ async def test_what_is_kept_of_the_index_follows_every_change(corpus: Path, embe
         retrieval._kept_by_database.clear()
         assert kept == await answers()
         assert "new.md" in documents(kept[2])
+        assert documents(kept[0])[0] == documents(kept[3])[0] == "cats.md"
 
 
 def test_both_scores_count_by_their_weights() -> None:

@@ -37,6 +37,8 @@ _RATE_LIMIT: Final = re.compile(r"rate_?limit", re.IGNORECASE)
 _REFUSED: Final = re.compile(r"invalid_request|invalid_api_key|authentication|permission|not_found", re.IGNORECASE)
 _KEY_LIKE: Final = re.compile(r"\b(?:sk|pk|key)-[\w*.-]{4,}|\bBearer\s+\S+")
 
+_LEFT_OUT: Final = "its message quotes the request and is left out"
+
 _TRANSPORT_FAULTS: Final = {"TransportError", "StreamError", "DecodingError", "NoResponseError"}
 _OUR_FAULTS: Final = {"UnsupportedProtocol", "LocalProtocolError"}
 
@@ -45,6 +47,7 @@ _ADVICE: Final = {
     402: "check the account's credit",
     403: "check what the API key may do",
     404: "check the model's name and the base URL",
+    501: "it can't do this: use another server or model",
 }
 
 
@@ -86,9 +89,11 @@ class Translator:
         """The error for a body, or for a chunk, that holds an `error`; `status` is the response's own."""
         details = _details(body)
         status = status if status >= 400 else _status_in(details.get("code")) or status
-        said = str(details.get("message") or "")
+        said = self._safe(str(details.get("message") or ""), prompt)
+        if said == _LEFT_OUT:
+            said += _sizes_in(details)
         marks = " ".join(str(details.get(name) or "") for name in ("code", "type", "message"))
-        message = self._message(status, said, prompt)
+        message = self._message(status, said)
         return _classify(status, marks, message, retry_after_s(headers or {}))
 
     def of_response(self, status: int, text: str, headers: Mapping[str, str], prompt: Sequence[str]) -> ProviderError:
@@ -123,17 +128,17 @@ class Translator:
             return self.fatal("asked for a tool in place of an answer, and there are none; use another model")
         return self.unavailable("ended the answer without a word")
 
-    def _message(self, status: int, said: str, prompt: Sequence[str]) -> str:
+    def _message(self, status: int, said: str) -> str:
         answered = f"{self._provider} answered {status}" if status >= 400 else f"{self._provider} reported an error"
         advice = _ADVICE.get(status, "")
-        return ": ".join(filter(None, (answered, self._safe(said, prompt)))) + (f" ({advice})" if advice else "")
+        return ": ".join(filter(None, (answered, said))) + (f" ({advice})" if advice else "")
 
     def _safe(self, said: str, prompt: Sequence[str]) -> str:
         if self._api_key:
             said = said.replace(self._api_key, "***")
         said = " ".join(_KEY_LIKE.sub("***", said).split())
         if any(_quotes(said, text) for text in prompt):
-            return "its message quotes the request and is left out"
+            return _LEFT_OUT
         return said[:_SHOWN_CHARACTERS]
 
 
@@ -168,7 +173,7 @@ def _classify(status: int, marks: str, message: str, wait_s: float | None) -> Pr
         return ContextLengthError(message)
     if status < 400:
         return _classify_unnumbered(marks, message, wait_s)
-    if status >= 500 or status in (408, 409, 425):
+    if (status >= 500 and status != 501) or status in (408, 409, 425):
         return ProviderUnavailableError(message, retry_after_s=wait_s)
     return FatalProviderError(message)
 
@@ -190,6 +195,14 @@ def _details(body: object) -> dict[str, Any]:
         return error
     said = error or body.get("message") or body.get("detail")
     return {"message": said, "code": body.get("code")} if isinstance(said, str) else {}
+
+
+def _sizes_in(details: Mapping[str, Any]) -> str:
+    """The numbers that llama.cpp gives beside its message, which its words for an overflow may be left out of."""
+    window, prompt = details.get("n_ctx"), details.get("n_prompt_tokens")
+    if type(window) is not int or type(prompt) is not int:
+        return ""
+    return f": a context window of {window} tokens, {prompt} tokens in the prompt"
 
 
 def _status_in(code: object) -> int | None:
