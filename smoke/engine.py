@@ -1,4 +1,4 @@
-"""A real inference engine, as `python -m smoke.engine PORT_FILE CONTEXT_TOKENS`: llama.cpp with a model of 135M weights."""
+"""A real inference engine, llama.cpp with a model of 135M weights: `python -m smoke.engine PORT_FILE TOKENS`."""
 
 from __future__ import annotations
 

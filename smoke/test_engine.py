@@ -153,9 +153,7 @@ async def test_cancelling_stops_the_engine(house: House, engine: Engine) -> None
 )
 async def test_a_prompt_beyond_the_engines_window_is_made_smaller_once(house: House, sentence: str) -> None:
     await house.start_worker()
-    job_id, events = await answered(
-        house, "What is this text about?", mode="page_context", context=sentence * 300
-    )
+    job_id, events = await answered(house, "What is this text about?", mode="page_context", context=sentence * 300)
     assert (events[-1]["type"], events[-1]["attempt"]) == ("done", 1), events
     assert house.logs().count("context_overflow") == 1
     usage = json.loads((await house.messages(job_id))[1]["usage"])
