@@ -25,7 +25,7 @@ DATABASE: Final = "arena"
 
 # What may be left in Redis when every job has ended.
 _KEPT: Final = ("arq:result:", "chat:events:", "arq:queue:health-check", "protostar:owners", "protostar:alive:")
-_KEPT_TOO: Final = ("protostar:reaper",)
+_KEPT_TOO: Final = ("protostar:reaper", "protostar:token-ratios")
 
 
 @dataclass(slots=True)
