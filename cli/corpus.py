@@ -54,13 +54,13 @@ def _expected() -> tuple[type[Exception], ...]:
 
 def _print(done: Reindexed, *, json: bool) -> None:
     _tell_problems(done)
-    result = done.result.model_dump()
+    result = done.result.model_dump(exclude_defaults=True)
     write_json(result) if json else write(_counts(result) + "\n")
 
 
 def _print_preview(found: Preview, *, json: bool) -> None:
     _tell_problems(found.reindexed)
-    result = found.reindexed.result.model_dump() | {"embedding_tokens": found.embedding_tokens}
+    result = found.reindexed.result.model_dump(exclude_defaults=True) | {"embedding_tokens": found.embedding_tokens}
     write_json(result) if json else write(f"would be: {_counts(result)}\n")
 
 

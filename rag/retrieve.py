@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from tortoise import Tortoise
 
-from rag.bm25 import Live, PostingsCache
+from rag.bm25 import Found, Live, PostingsCache
 from rag.embedding import Embedder
 from rag.fusion import dense_weight, fuse
 from rag.lexical import terms
@@ -74,17 +74,17 @@ async def retrieve(
     ("그건 왜?"). Without `floor`, whatever shares a term with the question, or is near it, is given. With an
     `embedder`, vectors help to rank where the index has those of its model; where it fails, words alone decide.
     """
-    weights = query_weights(question, history)
-    if not weights or top_k < 1:
+    asked_for = _Asked(query_weights(question, history), alone=_weights(question))
+    if not asked_for.weights or top_k < 1:
         return []
     if embedder is None:
-        return await _by_words(weights, top_k, floor=floor)
+        return await _by_words(asked_for, top_k, floor=floor)
     asked = asyncio.create_task(embedder.embed_question(_in_session(question, history)))
     pool = max(_POOL, top_k * _CANDIDATES)
     try:
         async with snapshot() as connection:
             live = await read_live(connection)
-            candidates = await _candidates(connection, live, weights, pool)
+            candidates = await _candidates(connection, live, asked_for, pool)
         is_embedded = live is not None and live.embedding_model == embedder.model
         vector = await asked if is_embedded else None
     finally:
@@ -95,12 +95,12 @@ async def retrieve(
     return await _by_both(question, live, candidates, near, top_k, floor=floor)
 
 
-async def _by_words(weights: Mapping[str, float], top_k: int, *, floor: bool) -> list[Passage]:
+async def _by_words(asked: _Asked, top_k: int, *, floor: bool) -> list[Passage]:
     limit = top_k * _CANDIDATES
     async with snapshot() as connection:
         live = await read_live(connection)
         while True:
-            candidates = await _candidates(connection, live, weights, limit)
+            candidates = await _candidates(connection, live, asked, limit)
             passages = candidates.passages(top_k, floor=floor)
             # Chunks that were deleted since, or say the same, may have filled the list.
             if not passages or len(passages) == top_k or len(candidates.scores) < limit:
@@ -108,14 +108,29 @@ async def _by_words(weights: Mapping[str, float], top_k: int, *, floor: bool) ->
             limit *= _MORE_CANDIDATES
 
 
-async def _candidates(connection: Any, live: Live | None, weights: Mapping[str, float], limit: int) -> _Candidates:
+async def _candidates(connection: Any, live: Live | None, asked: _Asked, limit: int) -> _Candidates:
     if live is None:
         return _Candidates({}, {}, 0.0)
-    found = await _kept().postings.search(connection, live, weights, limit)
+    found = await _kept().postings.search(connection, live, asked.weights, limit)
     rows = await read_chunks(connection, live.generation_id, found.chunk_ids)
-    scores = dict(zip(found.chunk_ids, found.scores, strict=True))
-    shares = (share for id_, share in zip(found.chunk_ids, found.shares, strict=True) if id_ in rows)
-    return _Candidates(rows, scores, max(shares, default=0.0))
+    share = _greatest_share(found, rows)
+    if share < FLOOR and asked.alone and len(asked.alone) < len(asked.weights):
+        # What was asked before speaks of something else: that must not hide what this question finds.
+        found_alone = await _kept().postings.search(connection, live, asked.alone, limit)
+        share = max(share, _greatest_share(found_alone, rows))
+    return _Candidates(rows, dict(zip(found.chunk_ids, found.scores, strict=True)), share)
+
+
+def _greatest_share(found: Found, rows: Container[int]) -> float:
+    return max((share for id_, share in zip(found.chunk_ids, found.shares, strict=True) if id_ in rows), default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The terms to look for with their weights; `alone` are those of the question without its session."""
+
+    weights: Mapping[str, float]
+    alone: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,4 +36,4 @@ async def reindex_corpus(ctx: Context, full: bool = False) -> dict[str, Any]:
         )
     except (CorpusError, ReindexRunning) as error:
         raise JobError(ErrorCode.INVALID_REQUEST, str(error)) from None
-    return done.result.model_dump()
+    return done.result.model_dump(exclude_defaults=True)

@@ -99,6 +99,15 @@ async def test_a_follow_up_question_uses_the_session(sample: None) -> None:
     assert passages[0].document == "postgresql/skip-locked.md"
 
 
+async def test_a_session_about_something_else_hides_nothing(database_url: str, tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("# 전달 보장\n\n임대 시간은 15초이다.\n\n## 재시도\n\n오류는 다시 시도한다.\n")
+    async with connect(database_url):
+        await reindex(tmp_path, settings=SETTINGS)
+        session = ["워커가 죽으면 작업은 몇 초 안에 이어받나요?", "그리고 답변의 요약은 누가 언제 쓰나요?"]
+        [passage, *_] = await retrieve("재시도는 어떻게 하나요?", history=session)
+        assert passage.heading.endswith("재시도")
+
+
 async def test_a_question_that_says_enough_does_not_use_the_session(sample: None) -> None:
     question = "How does a worker recover after kill -9?"
     assert await retrieve(question, history=["한국어 검색은?"]) == await retrieve(question)

@@ -245,7 +245,11 @@ class Soak:
     async def _left_over(self) -> list[str]:
         kept = ("arq:result:", "chat:events:", "arq:queue:health-check", "protostar:owners", "protostar:alive:")
         names = [key.decode() async for key in self._house.redis.scan_iter(count=1000)]
-        return [name for name in names if not name.startswith(kept) and name != "protostar:reaper"]
+        return [
+            name
+            for name in names
+            if not name.startswith(kept) and name not in ("protostar:reaper", "protostar:token-ratios")
+        ]
 
 
 async def patiently(call: Callable[[], Awaitable[T]]) -> T:
