@@ -18,6 +18,7 @@ from arq.typing import WorkerCoroutine
 from protostar_client.codec import dump_json, load_json
 from protostar_client.contract import (
     GENERATE_CHAT,
+    INDEX_DOCUMENTS,
     READ_HISTORY,
     REINDEX_CORPUS,
     ROLL_UP_SESSION,
@@ -41,6 +42,7 @@ from tasks.events import EventLog
 from tasks.gate import Gate
 from tasks.gated_provider import GatedProvider
 from tasks.history import read_history
+from tasks.index_documents import index_documents
 from tasks.legacy import OlderIntake
 from tasks.outbox import OutboxRelay
 from tasks.rate_limit import RateLimits
@@ -211,6 +213,7 @@ class WorkerSettings:
         # Without a result of a failure that would keep its id, a later turn can try again.
         func(_as_job(roll_up_session), name=ROLL_UP_SESSION, keep_result=0),
         func(_as_job(reindex_corpus), name=REINDEX_CORPUS, timeout=REINDEX_TIMEOUT_S),
+        func(_as_job(index_documents), name=INDEX_DOCUMENTS, timeout=REINDEX_TIMEOUT_S, keep_result=0),
         func(_as_job(read_history), name=READ_HISTORY),
     ]
     cron_jobs = reindex_schedule(SETTINGS.reindex_minutes)
@@ -220,6 +223,7 @@ class WorkerSettings:
         SUMMARIZE_MESSAGE: "summary",
         ROLL_UP_SESSION: "summary",
         REINDEX_CORPUS: "reindex",
+        INDEX_DOCUMENTS: "reindex",
         f"cron:{reindex_corpus.__qualname__}": "reindex",
     }
     slots = slots_served(SETTINGS.max_jobs, SETTINGS.serve)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from decimal import Decimal
 from pathlib import Path
@@ -106,6 +107,7 @@ class Settings(CorpusSettings, RedisSettings):
     max_output_tokens: int = Field(1024, ge=1)
 
     reindex_minutes: int = Field(10, ge=0, le=1440)
+    fan_out_mb: float = Field(64, ge=0, le=1_048_576, allow_inf_nan=False)
     prompts_dir: Path = SHIPPED_PROMPTS_DIR
 
     serve: Annotated[tuple[JobClass, ...], NoDecode] = ("chat", "summary", "reindex")
@@ -144,6 +146,11 @@ class Settings(CorpusSettings, RedisSettings):
         if self.provider == "openai" and self.openai_api_key is None:
             raise ValueError("OPENAI_API_KEY is not set; give your provider's key, or any text where none is asked for")
         return self
+
+    @property
+    def fan_out_bytes(self) -> int:
+        """The size of changed files from which on workers share a reindex; 0 is never."""
+        return math.ceil(self.fan_out_mb * 1024 * 1024)
 
     @property
     def chat_models(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Tortoise models: conversations, the corpus index, and the one way to run a transaction."""
 
 from models.conversation import Charge, Message, MessageRole, MessageStatus, OutboxJob, PromptText, Session
-from models.corpus import Chunk, Document, Folder, Generation, ReindexRun, Segment
+from models.corpus import Chunk, Document, Folder, Generation, IndexUnit, ReindexRun, Segment
 
 __all__ = [
     "Charge",
@@ -9,6 +9,7 @@ __all__ = [
     "Document",
     "Folder",
     "Generation",
+    "IndexUnit",
     "Message",
     "MessageRole",
     "MessageStatus",

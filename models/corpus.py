@@ -154,6 +154,7 @@ class ReindexRun(Model):
     """One run of reindexing; `ended_at` is null while it works, or where its process died.
 
     `documents_done` of `documents_total`; those that were unchanged at the start count as done from the start.
+    `plan` is what a helper needs to know where the run is shared, empty where it is not.
     """
 
     id = fields.BigIntField(primary_key=True)
@@ -164,8 +165,37 @@ class ReindexRun(Model):
     documents_unchanged = fields.IntField(default=0, db_default=0)
     chunks = fields.BigIntField(default=0, db_default=0)
     error = fields.TextField(null=True)
+    plan = fields.TextField(default="", db_default="")
 
     class Meta:
         """Table and keys."""
 
         table = "reindex_runs"
+
+
+class IndexUnit(Model):
+    """Files that are indexed together, by whichever worker claims them.
+
+    `owner` works on it until `lease_until`; one that `is_left` is the coordinator's alone, because a helper could
+    not do it. `done_at` is set in the transaction of the chunks; then `files` is empty, and `outcome` says what
+    became of them.
+    """
+
+    id = fields.BigIntField(primary_key=True)
+    run: fields.ForeignKeyRelation[ReindexRun] = fields.ForeignKeyField(
+        "models.ReindexRun", related_name="units", on_delete=fields.CASCADE
+    )
+    files = fields.TextField()
+    is_left = fields.BooleanField(default=False, db_default=False)
+    owner = fields.TextField(null=True)
+    lease_until = fields.DatetimeField(null=True)
+    done_at = fields.DatetimeField(null=True)
+    documents = fields.IntField(default=0, db_default=0)
+    chunks = fields.IntField(default=0, db_default=0)
+    outcome = fields.TextField(default="", db_default="")
+
+    class Meta:
+        """Table and keys."""
+
+        table = "index_units"
+        indexes = (Index(fields=("run_id",)),)

@@ -156,12 +156,24 @@ class _Walker:
         if reason := _refusal(status, self._max_file_bytes):
             self._fail(stored, reason)
             return
-        stamp = f"{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_ino}"
         changed_ns = max(status.st_mtime_ns, status.st_ctime_ns)
-        self.walk.files.append(SourceFile(stored, f"{self._root}/{path}", status.st_size, stamp, changed_ns))
+        self.walk.files.append(SourceFile(stored, f"{self._root}/{path}", status.st_size, _stamp(status), changed_ns))
 
     def _fail(self, path: str, reason: str) -> None:
         self.walk.failures.append(Failure(path, reason))
+
+
+def is_as_walked(file: SourceFile) -> bool:
+    """Whether the file is there and the very one that a walk, maybe another process's, found."""
+    try:
+        status = os.lstat(file.location)
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and _stamp(status) == file.stamp
+
+
+def _stamp(status: os.stat_result) -> str:
+    return f"{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_ino}"
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 import asyncpg
-from protostar_client.contract import ReindexFailure, ReindexResult
 from tortoise import Tortoise
 
 from rag.chunking import ChunkSettings
-from rag.corpus import IGNORED, MAX_FILE_BYTES, Failure, SourceFile, Walk, is_inside, walk
+from rag.claims import Claims, Plan, share_units
+from rag.corpus import IGNORED, MAX_FILE_BYTES, SourceFile, Walk, is_inside, walk
 from rag.documents import DocumentState, load_documents, load_known, remove
 from rag.embedding import Embedder
 from rag.folders import load_folders, remember_folders
@@ -24,31 +24,32 @@ from rag.generations import Generation, find_generation, finish_generation, keep
 from rag.merging import merge_segments
 from rag.runs import LOCK_KEY, ReindexRunning, RunRecord, read_progress
 from rag.segments import Draft, prepare
-from rag.units import UnitWriter, make_units
+from rag.tally import Reindexed, Tally
+from rag.units import UNITS, Unit, UnitWriter, make_units
 from rag.vectors import complete_vectors, lend_vectors
 
-__all__ = ["Preview", "Progress", "ReindexRunning", "Reindexed", "preview", "reindex"]
+__all__ = ["FanOut", "Preview", "Progress", "ReindexRunning", "Reindexed", "preview", "reindex"]
 
 logger = logging.getLogger("protostar.index")
 
 Progress = Callable[[int, int, int], None]
 """Called with documents done, documents in all, and chunks written so far."""
 
-FAILURES_TOLD: Final = 100
 _PREVIEWED_FILES: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Reindexed:
-    """What a reindex did: its counts, the files it could not index, and folders whose documents it kept.
+class FanOut:
+    """How a run of `least_bytes` and more of changed files is shared with helpers.
 
-    A folder in `unproved` could not be read, or is empty and another than the one that held documents, so nothing
-    proves that these are gone.
+    `on_units` is told the run and the number of its units, to start helpers (`rag.helping`); `worker` is the name
+    of this process, whose claims are good for `lease_s` after it was last heard of.
     """
 
-    result: ReindexResult
-    failures: list[Failure]
-    unproved: list[str]
+    least_bytes: int
+    worker: str
+    lease_s: float
+    on_units: Callable[[int, int], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +69,15 @@ async def reindex(
     ignore: tuple[str, ...] = IGNORED,
     on_progress: Progress | None = None,
     embedder: Embedder | None = None,
+    fan_out: FanOut | None = None,
 ) -> Reindexed:
     """Index what changed in `corpus_dir`, or with `full` all of it, beside the index that serves.
 
     A document is swapped in one transaction. Other settings than those of the index in use build a new
     generation, which takes over when it is complete; killed in between, the next run goes on. With an `embedder`
     that is when every chunk has its vector too. Settings that name no model keep the encoding of the index in use.
+
+    With `fan_out` a large run is shared with helpers.
 
     Raises:
         CorpusError: the folder can't be used; nothing was changed.
@@ -85,7 +89,9 @@ async def reindex(
     found = await asyncio.to_thread(walk, corpus_dir, max_file_bytes=max_file_bytes, ignore=ignore)
     async with _only_one():
         record = await RunRecord.open()
-        run = _Run(found, await keep_encoding(settings), record, on_progress or _no_progress, embedder)
+        run = _Run(
+            found, await keep_encoding(settings), record, on_progress or _no_progress, embedder, corpus_dir, fan_out
+        )
         try:
             await run.index(full=full, started_ns=started_ns)
         except BaseException as error:
@@ -119,7 +125,7 @@ async def preview(
     settings = await keep_encoding(settings)
     generation = await find_generation(settings, full=full, embedding_model=embedding_model)
     documents = await load_documents()
-    tally = _Tally()
+    tally = Tally()
     tally.add([Draft(failures=found.failures)], documents)
     todo = [file for file in found.files if not _is_current(documents.get(file.path), file, generation)]
     tally.counts["unchanged"] += len(found.files) - len(todo)
@@ -154,36 +160,6 @@ async def _only_one() -> AsyncIterator[None]:
                 await connection.execute("SELECT pg_advisory_unlock($1)", LOCK_KEY)
 
 
-def _no_counts() -> dict[str, int]:
-    return dict.fromkeys(("added", "changed", "removed", "unchanged", "failed", "chunks"), 0)
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What became of the documents."""
-
-    counts: dict[str, int] = field(default_factory=_no_counts)
-    failures: list[Failure] = field(default_factory=list)
-
-    def add(self, drafts: Iterable[Draft], documents: Mapping[str, DocumentState]) -> None:
-        for draft in drafts:
-            self.counts["chunks"] += draft.added_count
-            self.counts["unchanged"] += len(draft.unchanged)
-            self.counts["failed"] += len(draft.failures)
-            self.failures += draft.failures
-            for finished in draft.finished:
-                before = documents.get(finished.file.path)
-                if before is None or before.content_hash is None:
-                    self.counts["added"] += 1
-                else:
-                    self.counts["unchanged" if before.content_hash == finished.content_hash else "changed"] += 1
-
-    def reindexed(self, started: float, unproved: list[str]) -> Reindexed:
-        told = [ReindexFailure(path=each.path, reason=each.reason) for each in self.failures[:FAILURES_TOLD]]
-        seconds = round(time.monotonic() - started, 3)
-        return Reindexed(ReindexResult(**self.counts, seconds=seconds, failures=told), self.failures, unproved)
-
-
 @dataclass(slots=True)
 class _Run:
     """One reindex on its way."""
@@ -192,8 +168,10 @@ class _Run:
     settings: ChunkSettings
     record: RunRecord
     on_progress: Progress
-    embedder: Embedder | None = None
-    tally: _Tally = field(default_factory=_Tally)
+    embedder: Embedder | None
+    corpus_dir: Path
+    fan_out: FanOut | None
+    tally: Tally = field(default_factory=Tally)
     unproved: list[str] = field(default_factory=list)
 
     async def index(self, *, full: bool, started_ns: int) -> None:
@@ -217,10 +195,34 @@ class _Run:
         done = unchanged = len(self.found.files) - len(todo)
         self.tally.counts["unchanged"] += unchanged
         await self._report(done, unchanged)
-        async for unit, written in writer.index(make_units(todo)):
-            self.tally.add(written, documents)
-            done += len(unit)
+        if units := self._worth_sharing(todo):
+            await self._index_together(writer, units)
+            done = len(self.found.files)
             await self._report(done, unchanged)
+            return
+        async for unit, written in writer.index(_each(make_units(todo))):
+            self.tally.add(written, documents)
+            done += len(unit.files)
+            await self._report(done, unchanged)
+
+    def _worth_sharing(self, todo: Sequence[SourceFile]) -> list[Unit]:
+        """The units of a run that is large enough for helpers."""
+        if self.fan_out is None or sum(file.size_bytes for file in todo) < self.fan_out.least_bytes:
+            return []
+        units = make_units(todo, self.fan_out.least_bytes // UNITS)
+        return units if len(units) > 1 else []
+
+    async def _index_together(self, writer: UnitWriter, units: Sequence[Unit]) -> None:
+        assert self.fan_out
+        plan = Plan(writer.generation, writer.settings, writer.started_ns)
+        await share_units(self.record, plan, units, self.corpus_dir)
+        await self.fan_out.on_units(self.record.id, len(units))
+        lease_s = self.fan_out.lease_s
+        claims = Claims(self.record, self.corpus_dir, worker=self.fan_out.worker, leads=True, lease_s=lease_s)
+        async with claims:
+            async for _ in replace(writer, claims=claims).index(claims.units()):
+                await self.record.progress_of_units()
+        self.tally.add_tally(await claims.total())
 
     async def _remove_absent(self, documents: Mapping[str, DocumentState]) -> None:
         known = await load_folders()
@@ -234,6 +236,11 @@ class _Run:
         total, chunks = len(self.found.files), self.tally.counts["chunks"]
         self.on_progress(done, total, chunks)
         await self.record.progress(done, total, unchanged, chunks)
+
+
+async def _each(units: Sequence[Unit]) -> AsyncIterator[Unit]:
+    for unit in units:
+        yield unit
 
 
 def _is_current(document: DocumentState | None, file: SourceFile, generation: Generation | None) -> bool:

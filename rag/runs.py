@@ -13,6 +13,7 @@ from tortoise.backends.base.client import BaseDBAsyncClient
 from models.transaction import transact
 
 LOCK_KEY: Final = 0x7265696E646578  # "reindex"
+_FENCE_KEY: Final = LOCK_KEY + 1
 _WRITTEN_EVERY_S: Final = 1.0
 _KEPT: Final = 20
 
@@ -59,18 +60,21 @@ class RunProgress:
 
 async def read_progress() -> RunProgress | None:
     """The newest run, whichever process makes it; None before the first."""
-    rows = await Tortoise.get_connection("default").execute_query_dict(_NEWEST, [LOCK_KEY >> 32, LOCK_KEY & 0xFFFFFFFF])
+    rows = await Tortoise.get_connection("default").execute_query_dict(_NEWEST)
     return RunProgress(**rows[0]) if rows else None
 
 
-_NEWEST: Final = """
+IS_LOCKED: Final = f"""EXISTS (
+        SELECT 1 FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database
+        WHERE locktype = 'advisory' AND classid::bigint = {LOCK_KEY >> 32} AND objid::bigint = {LOCK_KEY & 0xFFFFFFFF}
+            AND objsubid = 1 AND datname = current_database()
+    )"""
+"""SQL: whether a run's process lives."""
+
+_NEWEST: Final = f"""
 SELECT id, started_at, documents_done, documents_total, documents_unchanged, chunks, error,
     extract(epoch FROM coalesce(ended_at, clock_timestamp()) - started_at)::float8 AS elapsed_s,
-    ended_at IS NULL AND EXISTS (
-        SELECT 1 FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database
-        WHERE locktype = 'advisory' AND classid::bigint = $1 AND objid::bigint = $2 AND objsubid = 1
-            AND datname = current_database()
-    ) AS is_running
+    ended_at IS NULL AND {IS_LOCKED} AS is_running
 FROM reindex_runs ORDER BY id DESC LIMIT 1
 """
 
@@ -88,6 +92,8 @@ class RunRecord:
 
         async def work(connection: BaseDBAsyncClient) -> int:
             database: Any = connection._connection
+            await database.execute("SELECT pg_advisory_xact_lock($1)", _FENCE_KEY)
+            await database.execute("DELETE FROM index_units")
             await database.execute(
                 "UPDATE reindex_runs SET ended_at = now(), error = 'its process died' WHERE ended_at IS NULL"
             )
@@ -104,8 +110,10 @@ class RunRecord:
         Raises:
             ReindexRunning: one has begun: this one's connection with the lock was lost.
         """
+        # No lock of the row: the others that work on this run write their progress into it.
+        await connection.execute_query("SELECT pg_advisory_xact_lock_shared($1)", [_FENCE_KEY])
         rows = await connection.execute_query_dict(
-            "SELECT 1 FROM reindex_runs WHERE id = $1 AND ended_at IS NULL FOR SHARE", [self.id]
+            "SELECT 1 FROM reindex_runs WHERE id = $1 AND ended_at IS NULL", [self.id]
         )
         if not rows:
             raise ReindexRunning
@@ -124,12 +132,27 @@ class RunRecord:
             chunks,
         )
 
+    async def progress_of_units(self) -> None:
+        """Say how far a run is whose units are shared, unless that was said a moment ago."""
+        now_s = time.monotonic()
+        if now_s < self._next_s:
+            return
+        self._next_s = now_s + _WRITTEN_EVERY_S
+        # Of two who say it at once, the one that has seen less says nothing.
+        await self._update(
+            "documents_done = greatest(documents_done, documents_unchanged + seen.documents), "
+            "chunks = greatest(reindex_runs.chunks, seen.chunks) FROM (SELECT "
+            "coalesce(sum(documents), 0) AS documents, coalesce(sum(chunks), 0) AS chunks "
+            "FROM index_units WHERE run_id = $1 AND done_at IS NOT NULL) AS seen"
+        )
+
     async def end(self, error: str | None) -> None:
         """Say that it is over, and what went wrong if something did."""
         await self._update("ended_at = clock_timestamp(), error = $2", error)
 
     async def _update(self, columns: str, *values: Any) -> None:
         async def work(connection: BaseDBAsyncClient) -> None:
-            await connection.execute_query(f"UPDATE reindex_runs SET {columns} WHERE id = $1", [self.id, *values])
+            statement = f"UPDATE reindex_runs SET {columns} WHERE reindex_runs.id = $1"
+            await connection.execute_query(statement, [self.id, *values])
 
         await transact(work)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from tortoise.backends.base.client import BaseDBAsyncClient
 
@@ -18,8 +18,7 @@ from rag.documents import DocumentState, load_known, record
 from rag.generations import Generation
 from rag.runs import RunRecord
 from rag.segments import Draft, prepare, write
-
-Unit = Sequence[SourceFile]
+from rag.tally import Tally
 
 LONGEST_READ_S: Final = 900.0
 """How long a disk may take for a part of a large file before PostgreSQL gives its transaction up."""
@@ -27,14 +26,47 @@ LONGEST_READ_S: Final = 900.0
 _STREAMED_BYTES: Final = 1024 * 1024
 _LEAST_UNIT_BYTES: Final = 1024 * 1024
 _MOST_UNIT_BYTES: Final = 8 * 1024 * 1024
-_UNITS: Final = 8
+UNITS: Final = 8
 _UNIT_FILES: Final = 1000
 
 
-def make_units(files: Sequence[SourceFile]) -> list[Unit]:
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Files that are indexed together; `id` is that of their row where the run is shared."""
+
+    files: Sequence[SourceFile]
+    id: int = 0
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether it is a large file, which is written while it is read."""
+        return len(self.files) == 1 and self.files[0].size_bytes >= _STREAMED_BYTES
+
+
+class UnitClaims(Protocol):
+    """How a unit of a shared run is written by one process alone (`rag.claims`)."""
+
+    async def has_files(self, unit: Unit) -> bool:
+        """Whether the unit's files are here."""
+        ...
+
+    async def leave(self, unit: Unit) -> None:
+        """Leave a unit to the coordinator."""
+        ...
+
+    async def hold(self, connection: BaseDBAsyncClient, unit: Unit) -> bool:
+        """Let nobody else have the unit before the transaction ends; false if somebody has, or has done it."""
+        ...
+
+    async def finish(self, connection: BaseDBAsyncClient, unit: Unit, tally: Tally) -> None:
+        """Mark a unit done, in the transaction of its chunks."""
+        ...
+
+
+def make_units(files: Sequence[SourceFile], least_bytes: int = _LEAST_UNIT_BYTES) -> list[Unit]:
     """Files in units, a large file alone; larger units for larger runs, so that segments stay few."""
-    total = sum(file.size_bytes for file in files)
-    limit = min(max(total // _UNITS, _LEAST_UNIT_BYTES), _MOST_UNIT_BYTES)
+    total = sum(file.size_bytes for file in files if file.size_bytes < _STREAMED_BYTES)
+    limit = min(max(total // UNITS, least_bytes), _MOST_UNIT_BYTES)
     units: list[list[SourceFile]] = []
     room = 0
     for file in files:
@@ -47,69 +79,95 @@ def make_units(files: Sequence[SourceFile]) -> list[Unit]:
         else:
             units[-1].append(file)
             room -= file.size_bytes
-    return list(units)
+    return [Unit(unit) for unit in units]
 
 
 @dataclass(slots=True)
 class UnitWriter:
-    """Indexes units into a generation. `started_ns` is when the walk began that found their files."""
+    """Indexes units into a generation. `started_ns` is when the walk began that found their files.
+
+    `claims` are those of a run that is shared.
+    """
 
     run: RunRecord
     generation: Generation
     settings: ChunkSettings
     documents: Mapping[str, DocumentState]
     started_ns: int
+    claims: UnitClaims | None = None
 
-    async def index(self, units: Sequence[Unit]) -> AsyncIterator[tuple[Unit, list[Draft]]]:
+    async def index(self, units: AsyncIterator[Unit]) -> AsyncIterator[tuple[Unit, list[Draft]]]:
         """Write units one after the other, each while the next is prepared; gives what was written of each."""
-        upcoming = [asyncio.create_task(self._prepare(units[0]))] if units else []
+        upcoming = asyncio.create_task(self._next(units))
         try:
-            for index, unit in enumerate(units):
-                drafts = await upcoming.pop()
-                if index + 1 < len(units):
-                    upcoming.append(asyncio.create_task(self._prepare(units[index + 1])))
-                yield unit, await self._write(unit, drafts)
+            while (ready := await upcoming) is not None:
+                upcoming = asyncio.create_task(self._next(units))
+                unit, drafts = ready
+                written = await self._write(unit, drafts)
+                if written is not None:
+                    yield unit, written
         finally:
-            for task in upcoming:
-                task.cancel()
+            upcoming.cancel()
+            await asyncio.gather(upcoming, return_exceptions=True)
 
     async def fail(self, failures: Sequence[Failure]) -> list[Draft]:
         """Write down why files can't be indexed."""
         draft = Draft(failures=list(failures))
 
         async def work(connection: BaseDBAsyncClient) -> None:
+            await self.run.hold(connection)
             await record(connection, draft, self.generation, self.started_ns)
 
         if failures:
             await transact(work)
         return [draft]
 
+    async def _next(self, units: AsyncIterator[Unit]) -> tuple[Unit, list[Draft] | None] | None:
+        unit = await anext(units, None)
+        return None if unit is None else (unit, await self._prepare(unit))
+
     async def _prepare(self, unit: Unit) -> list[Draft] | None:
         """The drafts of a unit; None for a large file, whose drafts are made while they are written."""
-        if len(unit) == 1 and unit[0].size_bytes >= _STREAMED_BYTES:
+        if unit.is_streamed:
             return None
-        known = await load_known([file.path for file in unit], self.documents, self.generation)
-        return await asyncio.to_thread(lambda: list(prepare(unit, known, self.settings)))
+        known = await load_known([file.path for file in unit.files], self.documents, self.generation)
+        return await asyncio.to_thread(lambda: list(prepare(unit.files, known, self.settings)))
 
-    async def _write(self, unit: Unit, drafts: list[Draft] | None) -> list[Draft]:
-        async def work(connection: BaseDBAsyncClient) -> list[Draft]:
+    async def _write(self, unit: Unit, drafts: list[Draft] | None) -> list[Draft] | None:
+        """Write a unit and what became of it in one transaction; None if it is another's."""
+        if self.claims and not await self.claims.has_files(unit):
+            await self.claims.leave(unit)
+            return None
+        try:
+            return await self._swap(unit, drafts)
+        except UnreadableFileError as error:
+            if self.claims and not await self.claims.has_files(unit):
+                await self.claims.leave(unit)
+                return None
+            return await self._swap(unit, [Draft(failures=[Failure(unit.files[0].path, str(error))])])
+
+    async def _swap(self, unit: Unit, drafts: list[Draft] | None) -> list[Draft] | None:
+        async def work(connection: BaseDBAsyncClient) -> list[Draft] | None:
             await self.run.hold(connection)
+            if self.claims and not await self.claims.hold(connection, unit):
+                return None
             written = []
             async for draft in _at_hand(drafts) if drafts is not None else self._stream(unit):
                 await write(connection, draft, self.generation.id)
                 await record(connection, draft, self.generation, self.started_ns)
                 written.append(draft.summary())
+            if self.claims:
+                tally = Tally()
+                tally.add(written, self.documents)
+                await self.claims.finish(connection, unit, tally)
             return written
 
-        try:
-            return await transact(work, longest_pause_s=LONGEST_READ_S if drafts is None else None)
-        except UnreadableFileError as error:
-            return await self.fail([Failure(unit[0].path, str(error))])
+        return await transact(work, longest_pause_s=LONGEST_READ_S if drafts is None else None)
 
     async def _stream(self, unit: Unit) -> AsyncIterator[Draft]:
         """The drafts of a large file, each made while the one before is written."""
-        known = await load_known([file.path for file in unit], self.documents, self.generation)
-        drafts = prepare(unit, known, self.settings)
+        known = await load_known([file.path for file in unit.files], self.documents, self.generation)
+        drafts = prepare(unit.files, known, self.settings)
         upcoming = asyncio.create_task(asyncio.to_thread(_next_draft, drafts))
         try:
             while (draft := await upcoming) is not None:

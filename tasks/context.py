@@ -16,7 +16,7 @@ from tasks.calibration import TokenRatios
 from tasks.events import EventLog
 from tasks.gated_provider import GatedProvider
 from tasks.outbox import OutboxRelay
-from tasks.queue import Claim
+from tasks.queue import Claim, Queue
 
 if TYPE_CHECKING:
     from tasks.bill import OpenCharge
@@ -49,6 +49,8 @@ class Context(TypedDict):
     """The number of this attempt; it fences its effects."""
     claim: Claim
     """The claim this attempt works on."""
+    queue: Queue
+    """The worker's end of the queue; its `owner` is the worker's name."""
     tools: Tools
     """The worker's tools."""
     turn: NotRequired[Turn]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from protostar_client.contract import ErrorCode, JobError
 
 from rag.chunking import ChunkSettings
 from rag.corpus import IGNORED, CorpusError
-from rag.index import ReindexRunning, reindex
+from rag.index import FanOut, ReindexRunning, reindex
 from tasks.context import Context
+from tasks.helpers import call_helpers
 
 
 async def reindex_corpus(ctx: Context, full: bool = False) -> dict[str, Any]:
@@ -33,7 +35,16 @@ async def reindex_corpus(ctx: Context, full: bool = False) -> dict[str, Any]:
             max_file_bytes=settings.max_file_bytes,
             ignore=IGNORED + settings.corpus_ignore,
             embedder=ctx["tools"].embedder,
+            fan_out=_fan_out(ctx),
         )
     except (CorpusError, ReindexRunning) as error:
         raise JobError(ErrorCode.INVALID_REQUEST, str(error)) from None
     return done.result.model_dump(exclude_defaults=True)
+
+
+def _fan_out(ctx: Context) -> FanOut | None:
+    """How a large run is shared with the other workers, if it is."""
+    settings, owner = ctx["tools"].settings, ctx["queue"].owner
+    if not settings.fan_out_bytes:
+        return None
+    return FanOut(settings.fan_out_bytes, owner, settings.lease, partial(call_helpers, ctx["redis"], owner))

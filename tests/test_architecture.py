@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "cli": {"tasks", "rag", "models", "protostar_client", "settings"},
     "stack": {"protostar_client"},
 }
-JOBS = ("chat", "summary", "rollup", "reindex", "history")
+JOBS = ("chat", "summary", "rollup", "reindex", "index_documents", "history")
 
 
 def files_of(room: str) -> list[Path]:

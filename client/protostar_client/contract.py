@@ -15,6 +15,7 @@ GENERATE_CHAT: Final = "generate_chat"
 SUMMARIZE_MESSAGE: Final = "summarize_message"
 ROLL_UP_SESSION: Final = "roll_up_session"
 REINDEX_CORPUS: Final = "reindex_corpus"
+INDEX_DOCUMENTS: Final = "index_documents"
 READ_HISTORY: Final = "read_history"
 
 CONTENT_MAX_CHARACTERS: Final = 32_000
