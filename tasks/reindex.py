@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from protostar_client.contract import ErrorCode, JobError
+from protostar_client.contract import ErrorCode, JobError, ReindexRequest
 
 from rag.chunking import ChunkSettings
 from rag.corpus import IGNORED, CorpusError
@@ -14,24 +14,24 @@ from tasks.context import Context
 from tasks.helpers import call_helpers
 
 
-async def reindex_corpus(ctx: Context, full: bool = False) -> dict[str, Any]:
+async def reindex_corpus(ctx: Context, **arguments: Any) -> dict[str, Any]:
     """Index what has changed in the corpus folder, or with `full` everything.
 
     Returns:
         A `ReindexResult`.
 
     Raises:
+        InvalidRequest: an argument is unknown or wrong.
         JobError: the folder can't be read, or another reindexer is at work.
         ProviderError: not every text could be embedded; the next run goes on.
     """
     settings = ctx["tools"].settings
-    if not isinstance(full, bool):
-        raise JobError(ErrorCode.INVALID_REQUEST, "full: give true or false")
+    request = ReindexRequest.parse(arguments)
     try:
         done = await reindex(
             settings.corpus_dir,
             settings=ChunkSettings(settings.chunk_tokens, settings.chunk_overlap, settings.chat_model),
-            full=full,
+            full=request.full,
             max_file_bytes=settings.max_file_bytes,
             ignore=IGNORED + settings.corpus_ignore,
             embedder=ctx["tools"].embedder,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from protostar_client.contract import ErrorCode, JobError, SummaryResult, Usage
+from protostar_client.contract import ErrorCode, JobError, SummaryRequest, SummaryResult, Usage
 from tortoise.backends.base.client import BaseDBAsyncClient
 
 from models import Message, MessageRole, Session
@@ -21,19 +21,20 @@ SUMMARY_MAX_TOKENS = 400
 _NOTHING = Usage(input_tokens=0, output_tokens=0)
 
 
-async def summarize_message(ctx: Context, message_id: int) -> dict[str, Any]:
+async def summarize_message(ctx: Context, **arguments: Any) -> dict[str, Any]:
     """Write the summary of an answer, once; a short answer is its own and costs no model call.
 
     Returns:
         A `SummaryResult`.
 
     Raises:
+        InvalidRequest: an argument is missing, unknown or wrong.
         JobError: there is no such answer.
         ProviderError: no summary came.
     """
-    tools = ctx["tools"]
+    tools, request = ctx["tools"], SummaryRequest.parse(arguments)
     await close_lost(tools, ctx["redis"], ctx["claim"])
-    message = await _answer(message_id)
+    message = await _answer(request.message_id)
     if message.summary is not None:
         return _result(message, "", _NOTHING)
     if short_enough(message.content):
@@ -44,9 +45,7 @@ async def summarize_message(ctx: Context, message_id: int) -> dict[str, Any]:
     return _result(stored, charge.model, charge.spent)
 
 
-async def _answer(message_id: object) -> Message:
-    if not isinstance(message_id, int) or not 0 < message_id < 2**63:
-        raise JobError(ErrorCode.INVALID_REQUEST, "message_id: give the number of a message")
+async def _answer(message_id: int) -> Message:
     message = await Message.get_or_none(id=message_id, role=MessageRole.ASSISTANT).select_related("session")
     if message is None:
         raise JobError(ErrorCode.INVALID_REQUEST, f"message_id: there is no answer {message_id}")
@@ -78,12 +77,12 @@ async def _ask(ctx: Context, message: Message) -> tuple[OpenCharge, str]:
 
 
 async def _store(tools: Tools, message: Message, summary: str, charge: OpenCharge | None = None) -> Message:
-    """Commit a summary, and where the session has outgrown its share of a prompt the job that rolls it up.
+    """Commit a summary, and where the session has outgrown its room in a prompt the job that rolls it up.
 
     The first summary stays: a second run of the job changes nothing.
     """
     session = await Session.get(id=message.session.id)
-    outgrown = await is_outgrown(tools, session, summaries={message.id: summary})
+    outgrown = await is_outgrown(tools, session, message, summary=summary)
 
     async def work(connection: BaseDBAsyncClient) -> Message:
         await Message.filter(id=message.id, summary__isnull=True).using_db(connection).update(summary=summary)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -16,11 +18,14 @@ from arq.jobs import Job, JobStatus
 from protostar_client import (
     Cancelled,
     ChatClient,
+    ClientClosed,
     ErrorCode,
     InvalidRequest,
+    InvalidUrl,
     JobError,
     JobHandle,
     JobVanished,
+    ProtostarError,
     QueueFull,
     SessionBusy,
     keys,
@@ -127,6 +132,30 @@ async def test_a_wrong_argument_is_named_and_nothing_is_enqueued(
         await ask(client, **{field: value})
     assert (caught.value.code, caught.value.field) == (ErrorCode.INVALID_REQUEST, field)
     assert await redis.dbsize() == 0
+
+
+async def test_a_job_id_that_is_too_long_is_told_in_characters(client: ChatClient) -> None:
+    with pytest.raises(InvalidRequest, match=r"^invalid_request: job_id: is too long; give at most 256 characters$"):
+        await ask(client, job_id="글" * 257)
+    with pytest.raises(InvalidRequest, match=r"^invalid_request: job_id: is empty; give at least one character$"):
+        client.handle("", user_uuid=USER)
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("http://someone:hush@host/0", "http"),
+        ("hush@host:6379", "redis_url"),
+        ("redis://someone:hu/sh@host:6379/0", "redis_url"),
+        ("redis://:hush@host?db=first", "redis_url"),
+    ],
+)
+def test_a_url_that_is_not_redis_is_refused_without_its_password(url: str, named: str) -> None:
+    with pytest.raises(InvalidUrl, match=named) as caught, sync.ChatClient.connect(url):
+        pass
+    assert isinstance(caught.value, ProtostarError)
+    assert not any(word in str(caught.value) for word in ("hush", "'hu'", "someone"))
+    assert caught.value.__suppress_context__
 
 
 def test_a_request_cleans_what_no_database_takes() -> None:
@@ -262,6 +291,12 @@ async def test_cancel_of_an_ended_job_leaves_no_request_behind(
     assert await redis.exists(keys.ABORT) == 0
 
 
+async def test_cancel_of_a_job_that_left_no_trace_says_so(handle: JobHandle, redis: Redis) -> None:
+    await redis.flushall()
+    with pytest.raises(JobVanished):
+        await handle.cancel(timeout_s=5)
+
+
 async def test_cancel_without_a_worker_times_out(handle: JobHandle) -> None:
     with pytest.raises(TimeoutError):
         await handle.cancel(timeout_s=0.05)
@@ -335,3 +370,22 @@ def test_sync_asks_reads_and_cancels(redis_url: str) -> None:
             client.enqueue(user_uuid=USER, session_id="s", content="질문", on_busy="reject")
         client.enqueue(user_uuid=USER, session_id="s", content="질문", on_busy="interrupt")
         assert redis.zrange(keys.ABORT, 0, -1) == [b"turn"]
+
+
+def test_sync_says_that_it_is_closed(redis_url: str) -> None:
+    with sync.ChatClient.connect(redis_url) as client:
+        handle = client.enqueue(user_uuid=USER, session_id="s", content="질문")
+        begun, outcome = handle.events(), list[BaseException]()
+        waiting = threading.Thread(target=lambda: outcome.append(_raised(handle.text)))
+        waiting.start()
+    waiting.join(10)
+    ask_late = partial(client.enqueue, user_uuid=USER, session_id="s", content="질문")
+    late: list[Callable[[], object]] = [handle.text, handle.result, handle.cancel, partial(next, begun), ask_late]
+    outcome += [_raised(call) for call in late]
+    assert [type(error) for error in outcome] == [ClientClosed] * 6
+
+
+def _raised(call: Callable[[], object]) -> BaseException:
+    with pytest.raises(BaseException) as caught:  # noqa: PT011  (which one is what is asked)
+        call()
+    return caught.value

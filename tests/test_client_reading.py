@@ -10,7 +10,7 @@ import pytest
 from protostar_client import (
     Cancelled,
     ChatClient,
-    ConnectionLost,
+    ClientClosed,
     ErrorCode,
     EventsExpired,
     InvalidRequest,
@@ -21,6 +21,7 @@ from protostar_client import (
     RedisRefused,
     feed,
     keys,
+    state,
 )
 from protostar_client.entry import START, EntryId
 from redis.asyncio import Redis
@@ -84,6 +85,40 @@ async def test_a_job_that_vanishes_ends_its_readers(handle: JobHandle, redis: Re
         await asyncio.wait_for(reading, 10)
 
 
+async def test_a_job_without_a_place_in_the_queue_has_vanished(handle: JobHandle, redis: Redis) -> None:
+    waiting = [asyncio.create_task(work) for work in (ids(handle), handle.text(), handle.result())]
+    await until(lambda: blocked(redis), "a read blocks")
+    await redis.zrem(keys.QUEUE, handle.job_id)
+    cancelling = asyncio.create_task(handle.cancel())
+    for ended in await asyncio.wait_for(asyncio.gather(*waiting, cancelling, return_exceptions=True), 10):
+        assert isinstance(ended, JobVanished)
+
+
+async def test_a_job_that_is_put_in_two_steps_has_not_vanished(
+    client: ChatClient, worker: PlayedWorker, redis: Redis
+) -> None:
+    first = await ask(client)
+    payload = await redis.get(keys.job(first.job_id))
+    await redis.set(keys.job("slow"), payload)
+    handle = client.handle("slow", user_uuid=USER)
+    looks = looks_at(handle)
+    waiting = asyncio.gather(ids(handle), handle.result())
+    await until(lambda: looked(looks, 5), "both have looked once: two owners, two states, one log")
+    await redis.zadd(keys.QUEUE, {"slow": 1})
+    await until(lambda: looked(looks, 7), "both have looked again")
+    await worker.say("slow", "1-1", "done", message_id=7, finish_reason="stop")
+    await worker.finish("slow", ANSWER)
+    seen, result = await asyncio.wait_for(waiting, 10)
+    assert (seen, result.message_id) == (["1-1"], 7)
+
+
+async def test_a_job_that_is_leased_has_not_vanished(handle: JobHandle, worker: PlayedWorker, redis: Redis) -> None:
+    await redis.set(keys.lease(handle.job_id), "owner:1")
+    await redis.zrem(keys.QUEUE, handle.job_id)
+    with pytest.raises(TimeoutError):
+        await handle.result(timeout_s=state.SECOND_LOOK_S + 0.5)
+
+
 async def test_a_reader_can_be_cancelled_at_any_moment(handle: JobHandle) -> None:
     for moment in range(60):
         reading = asyncio.create_task(handle.text())
@@ -96,9 +131,10 @@ async def test_a_reader_can_be_cancelled_at_any_moment(handle: JobHandle) -> Non
         assert reading.cancelled()
 
 
-async def test_a_last_id_that_is_none_is_refused(handle: JobHandle) -> None:
+@pytest.mark.parametrize("last_id", ["$", "1", "", "\uff11-\uff11", "1-1 "])
+async def test_a_last_id_that_is_none_is_refused(handle: JobHandle, last_id: str) -> None:
     with pytest.raises(InvalidRequest, match="last_id"):
-        await ids(handle, last_id="$")
+        await ids(handle, last_id=last_id)
 
 
 # A log that lacks events
@@ -176,12 +212,64 @@ async def test_a_gap_in_an_answer_that_failed_ends_with_its_error(handle: JobHan
         await handle.text()
 
 
+@pytest.mark.parametrize("last_id", ["99-1", "1-99"])
+async def test_an_id_after_the_ending_is_a_gap_and_the_answer_as_stored(
+    handle: JobHandle, worker: PlayedWorker, last_id: str
+) -> None:
+    await worker.say(handle.job_id, "1-1", "start", session_id="s", model="m")
+    live = asyncio.create_task(told(handle, last_id))
+    await worker.say(handle.job_id, "1-2", "done", message_id=7, finish_reason="stop")
+    await worker.finish(handle.job_id, ANSWER)
+    expected = [("gap", last_id, None), ("delta", last_id, ANSWER["content"]), ("done", "1-2", None)]
+    assert await asyncio.wait_for(live, 10) == expected
+    assert await told(handle, last_id) == expected
+
+
+async def test_an_id_after_an_error_is_a_gap_and_the_error(handle: JobHandle, worker: PlayedWorker) -> None:
+    await worker.say(handle.job_id, "1-1", "error", code="stalled", message="no token for 30 s")
+    await worker.finish(handle.job_id, JobError(ErrorCode.STALLED, "no token for 30 s"), success=False)
+    assert await told(handle, "99-1") == [("gap", "99-1", None), ("error", "1-1", None)]
+
+
+async def test_a_reader_with_an_id_to_come_holds_up_no_other(
+    handle: JobHandle, worker: PlayedWorker, redis: Redis
+) -> None:
+    await worker.say(handle.job_id, "1-1", "start", session_id="s", model="m")
+    ahead = asyncio.create_task(told(handle, "99-1"))
+    await until(lambda: blocked(redis), "the first reader's read blocks")
+    looks = looks_at(handle)
+    behind = asyncio.create_task(ids(handle))
+    await asyncio.sleep(0.5)
+    assert len(looks) < 5  # one that reads again and again has looked hundreds of times
+    await worker.say(handle.job_id, "1-2", "done", message_id=7, finish_reason="stop")
+    await worker.finish(handle.job_id, ANSWER)
+    assert await asyncio.wait_for(behind, 10) == ["1-1", "1-2"]
+    assert [kind for kind, _, _ in await asyncio.wait_for(ahead, 10)] == ["gap", "delta", "done"]
+
+
 async def test_a_gap_without_a_result_is_an_error(handle: JobHandle, worker: PlayedWorker, redis: Redis) -> None:
     await worker.say(handle.job_id, "1-3", "delta", text="글")
     await redis.delete(keys.job(handle.job_id))
     await redis.zrem(keys.QUEUE, handle.job_id)
     with pytest.raises(EventsExpired, match="history"):
         await asyncio.wait_for(ids(handle), 5)
+
+
+def looks_at(handle: JobHandle) -> list[str]:
+    """Grows by a name with every call that the client of a handle makes from now on."""
+    connection, made = handle._connection, list[str]()
+    call = connection.call
+
+    async def counted(operation: Any) -> Any:
+        made.append("call")
+        return await call(operation)
+
+    connection.call = counted  # type: ignore[method-assign]
+    return made
+
+
+async def looked(looks: list[str], count: int) -> bool:
+    return len(looks) >= count
 
 
 # Many readers
@@ -240,7 +328,7 @@ async def test_an_answer_that_is_added_is_heard_before_calls_that_queue(
         return len(await blocked(redis)) > 30
 
     await until(queue, "calls wait for others")
-    late = client._reader._feed.join("late", START)
+    late = client._reader._feed.join("late", START, START)
     assert late is not None
     await asyncio.sleep(0.05)  # the read that blocks does not have it
     await worker.say("late", "1-1", "done", message_id=7, finish_reason="stop")
@@ -256,14 +344,14 @@ async def test_an_answer_that_is_left_and_joined_again_has_no_gap(
     client: ChatClient, worker: PlayedWorker, redis: Redis, handle: JobHandle
 ) -> None:
     feed_of_client = client._reader._feed
-    ahead = feed_of_client.join(handle.job_id, START)
+    ahead = feed_of_client.join(handle.job_id, START, START)
     assert ahead is not None
     for seq in range(1, 4):
         await worker.say(handle.job_id, f"1-{seq}", "delta", text="글")
         assert await asyncio.wait_for(ahead.next(), 5)
     await until(lambda: blocked(redis), "a read blocks, after the third event")
     feed_of_client.leave(ahead)
-    behind = feed_of_client.join(handle.job_id, EntryId(1, 1))
+    behind = feed_of_client.join(handle.job_id, EntryId(1, 1), EntryId(1, 1))
     assert behind is not None
     await worker.say(handle.job_id, "1-4", "done", message_id=7, finish_reason="stop")
     heard = [await asyncio.wait_for(behind.next(), 5) for _ in range(3)]
@@ -332,5 +420,15 @@ async def test_closing_the_client_lets_its_readers_go(redis_url: str) -> None:
         handle = await ask(client)
         reading = asyncio.create_task(ids(handle))
         await until(lambda: blocked(client._connection._redis), "a read blocks")
-    with pytest.raises(ConnectionLost, match="closed"):
+    with pytest.raises(ClientClosed, match="closed"):
         await asyncio.wait_for(reading, 5)
+
+
+async def test_a_closed_client_says_so_and_stays_closed(redis_url: str, redis: Redis) -> None:
+    async with ChatClient.connect(redis_url) as client:
+        handle = await ask(client)
+    before = await redis.dbsize()
+    for late in (ask(client), ids(handle), handle.text(), handle.result(1), handle.cancel(timeout_s=1)):
+        with pytest.raises(ClientClosed, match="closed"):
+            await asyncio.wait_for(late, 5)
+    assert await redis.dbsize() == before

@@ -207,16 +207,20 @@ async def test_another_user_reads_cancels_and_takes_nothing(ask: Ask) -> None:
     assert "invalid_request" in await ask.run("질문", user=other, exit_code=1)
 
 
-async def test_a_reader_of_a_job_that_goes_is_told(ask: Ask) -> None:
+@pytest.mark.parametrize("keeps_payload", [False, True])
+async def test_a_reader_of_a_job_that_goes_is_told(ask: Ask, keeps_payload: bool) -> None:
     record = json.dumps({"t": None, "f": "generate_chat", "a": [], "k": {"user_uuid": ask.user}, "et": 1})
     await ask.house.redis.set(f"arq:job:{ask.job_id}", record)
+    await ask.house.redis.zadd("arq:queue", {ask.job_id: 4e12})  # deferred: no worker takes it
     process = await ask.start("--json")
 
     async def waits() -> bool:
         return await blocked_readers(ask.house) > 0
 
     await until(waits, "the reader waits")
-    await ask.house.redis.delete(f"arq:job:{ask.job_id}")
+    await ask.house.redis.zrem("arq:queue", ask.job_id)
+    if not keeps_payload:
+        await ask.house.redis.delete(f"arq:job:{ask.job_id}")
     async with asyncio.timeout(DEADLINE_S):
         output, errors = await process.communicate()
     assert (output, process.returncode) == (b"", 1)

@@ -15,8 +15,10 @@ from protostar_client.contract import (
 )
 from protostar_client.errors import (
     Cancelled,
+    ClientClosed,
     ConnectionLost,
     EventsExpired,
+    InvalidUrl,
     JobVanished,
     QueueFull,
     ReaderTooSlow,
@@ -50,4 +52,6 @@ __all__ = [
     "ReaderTooSlow",
     "ConnectionLost",
     "RedisRefused",
+    "ClientClosed",
+    "InvalidUrl",
 ]

@@ -32,7 +32,10 @@ _JOB_LIFE_MS: Final = 86_400_000  # ARQ's own: a job that no worker took for a d
 
 
 class ChatClient:
-    """Questions in, answers out. Made by `ChatClient.connect`; shared by any number of tasks of one loop."""
+    """Questions in, answers out. Made by `ChatClient.connect`; shared by any number of tasks of one loop.
+
+    Once its `async with` is over, every call of it and of its handles raises `ClientClosed`.
+    """
 
     def __init__(self, connection: Connection, *, max_queue: int) -> None:
         self._connection = connection
@@ -51,7 +54,7 @@ class ChatClient:
 
         Raises:
             ConnectionLost: Redis can't be reached.
-            ValueError: `redis_url` is not a Redis URL.
+            InvalidUrl: `redis_url` is not a Redis URL.
         """
         connection = Connection(redis_url, patience_s=patience_s)
         client = cls(connection, max_queue=max_queue)

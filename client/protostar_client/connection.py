@@ -13,7 +13,7 @@ from redis.exceptions import AuthenticationError, ReadOnlyError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from protostar_client.errors import ConnectionLost, RedisRefused
+from protostar_client.errors import ClientClosed, ConnectionLost, InvalidUrl, RedisRefused
 
 T = TypeVar("T")
 
@@ -23,6 +23,7 @@ _FIRST_DELAY_S: Final = 0.05
 _LONGEST_DELAY_S: Final = 1.0
 _CALLS_AT_ONCE: Final = 32  # more wait: a thousand readers that come at once must not open a thousand connections
 
+_SCHEMES: Final = ("redis", "rediss", "unix")
 _AWAY: Final = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OSError)
 
 
@@ -33,13 +34,8 @@ class Connection:
     """
 
     def __init__(self, redis_url: str, *, patience_s: float) -> None:
-        self._redis: Redis = Redis.from_url(
-            redis_url,
-            # No socket_timeout: with it redis-py sends under asyncio.wait_for, which can lose a cancellation
-            # before Python 3.12, and a reader that can't be cancelled reads for ever.
-            socket_connect_timeout=CONNECT_TIMEOUT_S,
-            client_name="protostar-client",
-        )
+        self._redis = _redis_at(redis_url)
+        self._is_closed = False
         self._patience_s = patience_s
         self._gate = asyncio.Semaphore(_CALLS_AT_ONCE)
         self._scripts = {name: self._redis.register_script(_source(name)) for name in ("enqueue", "cancel")}
@@ -53,7 +49,8 @@ class Connection:
         await self._call(lambda redis: redis.ping(), patience_s=0)
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close every connection, for good: redis-py would open new ones at the next call."""
+        self._is_closed = True
         await self._redis.aclose()
 
     async def call(self, operation: Callable[[Redis], Awaitable[T]]) -> T:
@@ -61,6 +58,7 @@ class Connection:
 
         Raises:
             ConnectionLost: Redis was away for longer than the patience.
+            ClientClosed: the client was closed before or meanwhile.
             RedisRefused: Redis answered with an error.
         """
         return await self._call(operation, patience_s=self._patience_s, gate=self._gate)
@@ -73,7 +71,7 @@ class Connection:
         """What one of the scripts in `lua/` returns, and whether it may have run before, unheard.
 
         Raises:
-            ConnectionLost, RedisRefused: as `call`.
+            ConnectionLost, ClientClosed, RedisRefused: as `call`.
         """
         script = self._scripts[name]
         tries = 0
@@ -96,18 +94,45 @@ class Connection:
         deadline = loop.time() + patience_s
         delay_s = _FIRST_DELAY_S
         while True:
+            if self._is_closed:
+                raise ClientClosed()
             try:
                 async with asyncio.timeout(ANSWER_TIMEOUT_S), gate:
                     return await operation(self._redis)
             except AuthenticationError as error:
                 raise ConnectionLost(f"Redis refuses the credentials: {error}; check the URL") from error
             except _AWAY as error:
+                if self._is_closed:
+                    raise ClientClosed() from None
                 if loop.time() + delay_s > deadline:
                     raise ConnectionLost(f"Redis can't be reached: {_reason(error)}") from error
             except RedisError as error:
                 raise RedisRefused(f"Redis refused: {_reason(error)}") from error
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, _LONGEST_DELAY_S)
+
+
+def _redis_at(url: str) -> Redis:
+    try:
+        redis: Redis = Redis.from_url(
+            url,
+            # No socket_timeout: with it redis-py sends under asyncio.wait_for, which can lose a cancellation
+            # before Python 3.12, and a reader that can't be cancelled reads for ever.
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            client_name="protostar-client",
+        )
+        return redis
+    except ValueError:  # its text may quote a piece of the password
+        raise InvalidUrl(f"redis_url: {_what_is_wrong(url)}") from None
+
+
+def _what_is_wrong(url: str) -> str:
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        return "has no scheme; begin with redis://, rediss:// or unix://"
+    if scheme.lower() not in _SCHEMES:
+        return f"has the scheme {scheme[:16]!r}; use redis, rediss or unix"
+    return "is not a URL; give the port and the database as numbers, and escape what is special in the password"
 
 
 def _source(name: str) -> str:

@@ -9,7 +9,16 @@ from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    TypeAdapter,
+    ValidationError,
+)
 
 GENERATE_CHAT: Final = "generate_chat"
 SUMMARIZE_MESSAGE: Final = "summarize_message"
@@ -98,6 +107,7 @@ Text = Annotated[str, BeforeValidator(_clean)]
 Name = Annotated[str, BeforeValidator(_refuse_control_characters)]
 SessionId = Annotated[Name, Field(min_length=1, max_length=SESSION_ID_MAX_CHARACTERS)]
 JobId = Annotated[Name, Field(min_length=1, max_length=JOB_ID_MAX_CHARACTERS)]
+RowId = Annotated[int, Field(strict=True, gt=0, lt=2**63)]  # strict: JSON's true is no 1
 _JOB_ID: Final = TypeAdapter(JobId)
 
 
@@ -110,7 +120,7 @@ def check_job_id(job_id: str) -> str:
     try:
         return _JOB_ID.validate_python(job_id)
     except ValidationError as error:
-        raise InvalidRequest("job_id", error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+        raise InvalidRequest("job_id", _in_words(error.errors()[0])) from None
 
 
 def _in_words(problem: Mapping[str, Any]) -> str:
@@ -158,13 +168,20 @@ class ChatRequest(_Request):
 class SummaryRequest(_Request):
     """The keyword arguments of `summarize_message`."""
 
-    message_id: int
+    message_id: RowId
+
+
+class RollUpRequest(_Request):
+    """The keyword arguments of `roll_up_session`: the session's row, and the message after which to begin."""
+
+    session: RowId
+    until: Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 
 
 class ReindexRequest(_Request):
     """The keyword arguments of `reindex_corpus`: with `full`, what has not changed is indexed too."""
 
-    full: bool = False
+    full: StrictBool = False
 
 
 class HistoryRequest(_Request):
@@ -172,7 +189,7 @@ class HistoryRequest(_Request):
 
     user_uuid: UUID
     session_id: SessionId
-    limit: Annotated[int, Field(ge=1, le=HISTORY_MAX_MESSAGES)] = 50
+    limit: Annotated[int, Field(strict=True, ge=1, le=HISTORY_MAX_MESSAGES)] = 50
 
 
 class _Model(BaseModel):

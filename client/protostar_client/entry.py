@@ -10,7 +10,7 @@ from protostar_client.contract import Event, InvalidRequest, ProtostarError
 
 StreamEntry = tuple[bytes, dict[bytes, bytes]]
 
-_ID: Final = re.compile(r"(\d{1,19})-(\d{1,19})")
+_ID: Final = re.compile(r"([0-9]{1,19})-([0-9]{1,19})")
 
 
 class EntryId(NamedTuple):

@@ -15,6 +15,17 @@ class QueueFull(JobError):
         )
 
 
+class InvalidUrl(ProtostarError, ValueError):
+    """What was given as the URL of a Redis is none. The message never quotes what may be a password."""
+
+
+class ClientClosed(ProtostarError):
+    """The client was closed: its `with` block is over. Connect again."""
+
+    def __init__(self) -> None:
+        super().__init__("the client is closed; make calls, and read answers, inside its `with` block")
+
+
 class ConnectionLost(ProtostarError):
     """Redis can't be reached, or did not answer in time.
 
@@ -34,7 +45,9 @@ class JobVanished(ProtostarError):
     """No trace of the job, or none that belongs to this user: it never was, has expired, or was deleted."""
 
     def __init__(self, job_id: str) -> None:
-        super().__init__(f"job {job_id!r} is not known for this user; check the id, or enqueue the question again")
+        super().__init__(
+            f"job {job_id!r} is not known for this user; check the id, or enqueue the question again under a new one"
+        )
         self.job_id = job_id
 
 

@@ -13,7 +13,7 @@ from protostar_client import keys
 from protostar_client.connection import Connection
 from protostar_client.contract import Event, ProtostarError
 from protostar_client.entry import EntryId, StreamEntry, parse_entry
-from protostar_client.errors import ConnectionLost, ReaderTooSlow, RedisRefused
+from protostar_client.errors import ClientClosed, ConnectionLost, ReaderTooSlow, RedisRefused
 from protostar_client.state import Standing, read_states
 
 QUEUE_EVENTS: Final = 1_000
@@ -44,7 +44,8 @@ class Subscription:
 
         Raises:
             ReaderTooSlow: the reader was let go; every event before it was returned.
-            ConnectionLost: Redis stayed away, or the client was closed.
+            ConnectionLost: Redis stayed away.
+            ClientClosed: the client was closed.
         """
         while not self._events:
             if self._error is not None:
@@ -122,15 +123,16 @@ class Feed:
         self._unread = False  # a stream was added that the read under way does not have
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    def join(self, job_id: str, after: EntryId) -> Subscription | None:
+    def join(self, job_id: str, after: EntryId, newest: EntryId) -> Subscription | None:
         """Have the events after `after` put into a queue; None where they have been handed on already.
 
-        Then read on until what has been is read, and join again.
+        `newest` is the last entry of the log, as far as is known: a reader who claims to be further must not take
+        the others there. After None, read on until what has been is read, and join again.
         """
         key = keys.events(job_id)
         stream = self._streams.get(key)
         if stream is None:
-            stream = self._streams[key] = _Stream(job_id, after)
+            stream = self._streams[key] = _Stream(job_id, min(after, newest))
             self._unread = True
             self._ensure_tasks()
         elif stream.cursor > after:
@@ -154,7 +156,7 @@ class Feed:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._end_all(ConnectionLost("the client was closed while an answer was read"))
+        self._end_all(ClientClosed())
 
     def _ensure_tasks(self) -> None:
         for name, work in (("read", self._read_all), ("watch", self._watch), ("wake", self._wake)):
@@ -207,7 +209,7 @@ class Feed:
                     return
                 # Not `call`, whose queue may be a thousand readers long who have just come.
                 await self._connection.block(self._write_wake)
-        except (ConnectionLost, RedisRefused):
+        except (ClientClosed, ConnectionLost, RedisRefused):
             pass  # the block ends by itself within BLOCK_MS
 
     async def _write_wake(self, redis: Redis) -> None:

@@ -48,7 +48,8 @@ class JobHandle:
         """The answer's events after `last_id` (from the first one without it), live or late, each once.
 
         Ends after `done`, `error` or `cancelled`, none of which raises here. Where events are gone, `gap` says that
-        what was read is void, and the stored answer follows as one `delta`.
+        what was read is void, and the stored answer follows as one `delta`. So it is where `last_id` is later than the
+        ending, and where the log has expired: nothing tells any more whether `last_id` was the ending itself.
 
         Raises:
             InvalidRequest: `last_id` is not the id of an event.
@@ -57,6 +58,7 @@ class JobHandle:
             JobError, Cancelled: the job failed or was cancelled, and no event says so.
             JobVanished: the job is gone without an ending, or is another user's.
             ConnectionLost: Redis stayed away; go on later with the last id.
+            ClientClosed: the client was closed.
         """
         return self._reader.follow(self.job_id, last_id, check=self._require_owner)
 
@@ -66,7 +68,7 @@ class JobHandle:
         Raises:
             JobError: the job failed.
             Cancelled: the job was cancelled.
-            EventsExpired, JobVanished, ConnectionLost: as for `events`.
+            EventsExpired, JobVanished, ConnectionLost, ClientClosed: as for `events`.
         """
         async with aclosing(self.events()) as events:
             return await _last_attempt(events)
@@ -78,7 +80,7 @@ class JobHandle:
             JobError: the job failed.
             Cancelled: the job was cancelled.
             TimeoutError: no result within `timeout_s` seconds; the job goes on.
-            JobVanished: neither the job nor its result is there, or it is another user's.
+            JobVanished: no result is there, and the job neither waits nor runs; or it is another user's.
         """
         return ChatResult.model_validate(await self.raw_result(timeout_s))
 
@@ -94,7 +96,7 @@ class JobHandle:
 
         Raises:
             TimeoutError: no worker has ended it within `timeout_s` seconds; the request stands.
-            JobVanished: the job is another user's, or there is no trace of it.
+            JobVanished: no result is there, and the job neither waits nor runs; or it is another user's.
         """
         await self._require_owner()
         await self._connection.run_script(
@@ -106,7 +108,7 @@ class JobHandle:
             await self.raw_result(timeout_s)
         except Cancelled:
             return True
-        except (JobError, JobVanished):
+        except JobError:
             return False
         return False
 

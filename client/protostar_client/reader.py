@@ -44,6 +44,7 @@ class EventReader:
             JobError, Cancelled: the job failed or was cancelled, and no event says so.
             JobVanished: the job is gone without an ending.
             ConnectionLost: Redis stayed away.
+            ClientClosed: the client was closed.
         """
         seen = START if last_id is None else EntryId.parse(last_id)
         await check()
@@ -62,7 +63,7 @@ class EventReader:
                         return
                     case Standing.GONE:
                         raise JobVanished(job_id)
-                if state.result is not None:
+                if state.result is not None and not state.has_ending:
                     value_of(job_id, state.result)  # what raises here leaves nothing to be told
         async with aclosing(self._as_stored(job_id, seen)) as events_as_stored:
             async for event in events_as_stored:
@@ -77,11 +78,13 @@ class EventReader:
                 yield event, after
             if len(batch) == _BATCH:
                 continue
+            newest = after
             if not batch:
                 state = await read_state(self._connection, job_id)
                 if state.standing(after) is not Standing.GOES_ON:
                     return
-            live = self._feed.join(job_id, after)
+                newest = state.newest_id
+            live = self._feed.join(job_id, after, newest)
             if live is None:
                 continue
             try:

@@ -15,10 +15,13 @@ from protostar_client import keys
 from protostar_client.codec import load_json
 from protostar_client.connection import Connection
 from protostar_client.contract import ErrorCode, JobError
-from protostar_client.entry import AS_STORED_SEQ, EntryId, StreamEntry, parse_entry
+from protostar_client.entry import AS_STORED_SEQ, START, EntryId, StreamEntry, parse_entry
 from protostar_client.errors import Cancelled
 
-_COMMANDS: Final = 4
+_COMMANDS: Final = 5
+
+# A producer may write a job's payload before its place in the queue: what lacks the place for so long never gets it.
+SECOND_LOOK_S: Final = 1.0
 
 
 class Standing(Enum):
@@ -32,11 +35,25 @@ class Standing(Enum):
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """A job at one moment: its stored result, whether it waits or runs, the last entry of its event log."""
+    """A job at one moment: its stored result, whether it waits or runs, the last entry of its event log.
+
+    A job `is_stray` whose payload is there, and nothing else: no worker will ever find it.
+    """
 
     result: bytes | None
     is_alive: bool
+    is_stray: bool
     last_entry: StreamEntry | None
+
+    @property
+    def newest_id(self) -> EntryId:
+        """The id of the last entry, `START` where there is none."""
+        return START if self.last_entry is None else parse_entry(self.last_entry)[1]
+
+    @property
+    def has_ending(self) -> bool:
+        """Whether the log says how the answer ended."""
+        return self.last_entry is not None and parse_entry(self.last_entry)[0].is_ending
 
     def standing(self, seen: EntryId) -> Standing:
         """How the answer stands for a reader who has seen the events up to `seen`.
@@ -48,16 +65,21 @@ class JobState:
             newest, newest_id = parse_entry(self.last_entry)
             if newest_id > seen:
                 return Standing.GOES_ON
-            if newest.is_ending:
+            if newest.is_ending and newest_id == seen:
                 return Standing.ENDED
+            if newest.is_ending and seen.seq != AS_STORED_SEQ:
+                return Standing.MISSING
         if self.result is not None:
             return Standing.ENDED if seen.seq == AS_STORED_SEQ else Standing.MISSING
         return Standing.GOES_ON if self.is_alive else Standing.GONE
 
 
 async def read_state(connection: Connection, job_id: str) -> JobState:
-    """The state of a job."""
+    """The state of a job; of a stray one, only if it still is after `SECOND_LOOK_S`."""
     (state,) = await read_states(connection, [job_id])
+    if state.is_stray:
+        await asyncio.sleep(SECOND_LOOK_S)
+        (state,) = await read_states(connection, [job_id])
     return state
 
 
@@ -68,7 +90,8 @@ async def read_states(connection: Connection, job_ids: Sequence[str]) -> list[Jo
         async with redis.pipeline(transaction=True) as pipe:
             for job_id in job_ids:
                 pipe.get(keys.result(job_id))
-                pipe.exists(keys.job(job_id), keys.lease(job_id))
+                pipe.exists(keys.job(job_id))
+                pipe.exists(keys.lease(job_id))
                 pipe.zscore(keys.QUEUE, job_id)
                 pipe.xrevrange(keys.events(job_id), count=1)
             return list(await pipe.execute())
@@ -77,10 +100,14 @@ async def read_states(connection: Connection, job_ids: Sequence[str]) -> list[Jo
     return [_state(*replies[start : start + _COMMANDS]) for start in range(0, len(replies), _COMMANDS)]
 
 
-def _state(result: bytes | None, traces: int, score: float | None, last_entries: list[StreamEntry]) -> JobState:
+def _state(
+    result: bytes | None, payloads: int, leases: int, score: float | None, last_entries: list[StreamEntry]
+) -> JobState:
+    is_alive = leases > 0 or score is not None
     return JobState(
         result=result,
-        is_alive=bool(traces) or score is not None,
+        is_alive=is_alive,
+        is_stray=payloads > 0 and not is_alive and result is None,
         last_entry=last_entries[0] if last_entries else None,
     )
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine, Iterator
+from concurrent.futures import CancelledError
 from contextlib import AsyncExitStack, contextmanager
 from typing import Any, Self, TypeVar
 from uuid import UUID
 
 from protostar_client import client as aio
 from protostar_client.contract import ChatResult, Event, HistoryMessage
+from protostar_client.errors import ClientClosed
 from protostar_client.handle import CANCEL_TIMEOUT_S
 from protostar_client.handle import JobHandle as AsyncJobHandle
 
@@ -29,21 +31,28 @@ class _LoopThread:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="protostar-client", daemon=True)
         self._thread.start()
+        self._lock = threading.Lock()
+        self.is_closed = False
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        with self._lock:  # what comes after `close` would wait for a loop that does not run
+            if self.is_closed:
+                work.close()
+                raise ClientClosed()
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
+        except CancelledError:
+            raise ClientClosed() from None  # nothing else cancels what is waited for here
         except BaseException:
             future.cancel()
             raise
 
-    @property
-    def is_closed(self) -> bool:
-        return self._loop.is_closed()
-
     def close(self) -> None:
-        self.run(_cancel_others())
+        with self._lock:
+            self.is_closed = True
+            last = asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop)
+        last.result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

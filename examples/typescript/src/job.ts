@@ -19,6 +19,7 @@ const BLOCK_MS = 2_000;
 const BATCH = 500;
 const FIRST_POLL_MS = 10;
 const LONGEST_POLL_MS = 250;
+const SECOND_LOOK_MS = 1_000;
 /** Stands for the seq of an ending that is no longer in the stream. */
 const AS_STORED_SEQ = "9223372036854775807";
 
@@ -28,6 +29,8 @@ type Entry = [id: string, fields: string[]];
 interface State {
   result: string | null;
   isAlive: boolean;
+  /** The payload is there, and nothing else: no worker will ever find it. */
+  isStray: boolean;
   newest: Entry | undefined;
 }
 
@@ -138,7 +141,7 @@ export class Job {
   async #hasSeenEnding(lastId: string): Promise<boolean> {
     const { newest } = await this.#state();
     if (newest === undefined) return lastId.endsWith(`-${AS_STORED_SEQ}`);
-    return !isAfter(newest[0], lastId) && isEnding(eventOf(newest));
+    return !isAfter(newest[0], lastId) && !isAfter(lastId, newest[0]) && isEnding(eventOf(newest));
   }
 
   /** What takes the place of events that were lost, once the job has ended. */
@@ -168,12 +171,21 @@ export class Job {
     }
   }
 
-  /** In one transaction: a job that ends is never seen without both trace and result. */
+  /** A stray job may be about to be queued by a producer that takes two steps: a second look decides. */
   async #state(): Promise<State> {
+    const state = await this.#look();
+    if (!state.isStray) return state;
+    await sleep(SECOND_LOOK_MS);
+    return this.#look();
+  }
+
+  /** In one transaction: a job that ends is never seen without both trace and result. */
+  async #look(): Promise<State> {
     const replies = await this.#redis
       .multi()
       .get(keys.result(this.id))
-      .exists(keys.job(this.id), keys.lease(this.id))
+      .exists(keys.job(this.id))
+      .exists(keys.lease(this.id))
       .zscore(keys.queue, this.id)
       .xrevrange(keys.events(this.id), "+", "-", "COUNT", 1)
       .exec();
@@ -181,8 +193,9 @@ export class Job {
       if (error !== null) throw error;
       return value;
     });
-    const [result, traces, score, newest] = values as [string | null, number, string | null, Entry[]];
-    return { result, isAlive: traces > 0 || score !== null, newest: newest[0] };
+    const [result, payloads, leases, score, newest] = values as [string | null, number, number, string | null, Entry[]];
+    const isAlive = leases > 0 || score !== null;
+    return { result, isAlive, isStray: payloads > 0 && !isAlive && result === null, newest: newest[0] };
   }
 
   #valueOf(state: State): ChatResult {
