@@ -6,7 +6,7 @@ import math
 import re
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -86,6 +86,24 @@ class CorpusSettings(DatabaseSettings, ChunkingSettings):
     corpus_ignore: Annotated[tuple[str, ...], NoDecode] = ()
     max_file_mb: int = Field(64, ge=1, le=1_048_576)
 
+    @field_validator("openai_base_url", "openrouter_base_url")
+    @classmethod
+    def _base_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and (problem := _problem_of_base_url(value.get_secret_value())):
+            raise ValueError(problem)
+        return value
+
+    @field_validator("openai_api_key", "openrouter_api_key")
+    @classmethod
+    def _key_fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        key = value.get_secret_value() if value is not None else ""
+        if not key.isascii() or not key.isprintable() or key != key.strip():
+            raise ValueError(
+                "holds what no HTTP header can: a line's end, a character that is not ASCII, or a space at an end; "
+                "copy it anew"
+            )
+        return value
+
     @field_validator("corpus_ignore", mode="before")
     @classmethod
     def _split_patterns(cls, value: object) -> object:
@@ -131,6 +149,13 @@ class Settings(CorpusSettings, RedisSettings):
     @classmethod
     def _split_commas(cls, value: object) -> object:
         return _split_at_commas(value)
+
+    @field_validator("serve")
+    @classmethod
+    def _serves_something(cls, value: tuple[JobClass, ...]) -> tuple[JobClass, ...]:
+        if not value:
+            raise ValueError(f"names no class of jobs; name one or more of {', '.join(get_args(JobClass))}")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -183,6 +208,25 @@ def _with_scheme(url: SecretStr, schemes: set[str]) -> SecretStr:
     except ValueError:  # its message would quote what may be half a password
         raise ValueError("has a port that is no number" + _QUOTING) from None
     return url
+
+
+def _problem_of_base_url(text: str) -> str | None:
+    """What is wrong with a provider's base URL, in words that quote nothing of it: it may hold a secret."""
+    if not text.isprintable() or " " in text:
+        return "holds a space or a line's end; write it without"
+    try:
+        url = urlsplit(text)
+    except ValueError:  # a host in brackets that is no address, or characters that no host has
+        return "is no URL; write it as https://host/v1"
+    if url.scheme not in ("http", "https"):
+        return "starts with neither http:// nor https://; write it as https://host/v1"
+    if url.username is not None or url.password is not None:
+        return "holds a user or a password; leave them out, the API key has a variable of its own"
+    try:
+        _ = url.port
+    except ValueError:
+        return "has a port that is no number up to 65535"
+    return None if url.hostname else "names no host; write it as https://host/v1"
 
 
 S = TypeVar("S", bound=_Environment)

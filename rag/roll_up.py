@@ -35,8 +35,9 @@ _CODE_OF_COUNTING: Final = "7f3a9c1e"
 class Shares:
     """How the history's part of a prompt is shared out, in tokens.
 
-    When summary and tail have outgrown `history`, the tail is rolled up until `kept` is left of it, and the new summary
-    has at most `summary`: what is left over is room for turns until it happens again.
+    When summary and tail have outgrown `history`, and a prompt had to leave turns out, the tail is rolled up until
+    `kept` is left of it, and the new summary has at most `summary`: what is left over is room for turns until it
+    happens again.
     """
 
     history: int
@@ -52,10 +53,13 @@ class Shares:
         """The most that a session's summary has."""
         return int(self.history * SUMMARY_SHARE)
 
-    @property
-    def kept(self) -> int:
-        """What the newest turns keep, which stay out of a roll-up."""
-        return self.history // 4
+    def kept(self, tail_tokens: int) -> int:
+        """What the newest turns keep, which stay out of a roll-up of a tail of so many tokens.
+
+        What the history has in any prompt; only the half of a tail that is hardly longer, or the next turn would be
+        due again.
+        """
+        return min(self.history - self.summary, tail_tokens // 2)
 
     @property
     def can_hold_summary(self) -> bool:
@@ -86,16 +90,18 @@ def history_tokens(summary: str | None, turns: Sequence[Turn], count: Count) -> 
     return count(session_summary_block(fence, summary or "")) + sum(turn_tokens)
 
 
-def newest_within(room: int, turns: Sequence[Turn], count: Count) -> int:
-    """How many of the newest turns fit into so many tokens, the newest in any case."""
+def newest_that_stay(shares: Shares, turns: Sequence[Turn], count: Count) -> int:
+    """How many of the newest turns stay out of a roll-up of a tail, the newest in any case."""
     fence = Fence(_CODE_OF_COUNTING)
-    fitting = 0
-    for turn in reversed(turns):
-        room -= count(turn_block(fence, _in_a_prompt(turn)))
-        if room < 0 and fitting:
+    sizes = [count(turn_block(fence, _in_a_prompt(turn))) for turn in turns]
+    room = shares.kept(sum(sizes))
+    staying = 0
+    for size in reversed(sizes):
+        room -= size
+        if room < 0 and staying:
             break
-        fitting += 1
-    return fitting
+        staying += 1
+    return staying
 
 
 def build_roll_up(

@@ -105,16 +105,24 @@ async def make_smaller_request(
     try:
         return await _make(tools, turn, material, window)
     except PromptTooLongError as error:
-        raise still_too_long(tools, refused, str(error)) from None
+        # Counted as the refused prompt was, so that the message's numbers go together.
+        fixed = round((error.persona + error.question) * factor / turn.count.factor)
+        longer = "question" if error.question > error.persona else "persona"
+        raise ContextLengthError(
+            f"the prompt of {refused} tokens and the answer's {settings.max_output_tokens} are too long for the model, "
+            f"though PROTOSTAR_CONTEXT_WINDOW says {settings.context_window}; the prompt can't be made small enough: "
+            f"{fixed} of its tokens are persona and question, which are never cut; shorten the {longer}, lower "
+            f"PROTOSTAR_MAX_OUTPUT_TOKENS or choose a model with a larger window ({refusal})"
+        ) from None
 
 
-def still_too_long(tools: Tools, tokens: int, reason: str) -> ContextLengthError:
-    """The failure of a turn whose prompt, of so many tokens, is too long however it is made."""
+def still_too_long(tools: Tools, tokens: int, refusal: ContextLengthError) -> ContextLengthError:
+    """The failure of a turn whose prompt was refused again after it was made smaller, to so many tokens."""
     settings = tools.settings
     return ContextLengthError(
         f"the prompt of {tokens} tokens and the answer's {settings.max_output_tokens} are too long for the model, also "
         f"made smaller, though PROTOSTAR_CONTEXT_WINDOW says {settings.context_window}: lower it, or ask a shorter "
-        f"question ({reason})"
+        f"question ({refusal})"
     )
 
 

@@ -54,13 +54,13 @@ def _problem(settings: Settings, spent: dict[str, Any]) -> str | None:
     resets = f"it is reset at {_iso(spent['resets_at'])}"
     if 0 < settings.user_daily_tokens <= spent["tokens"]:
         used = f"{spent['tokens']:,} of {settings.user_daily_tokens:,} tokens are used"
-        return f"the user's daily tokens are used up: {used}; {resets}"
+        return f"the user's daily tokens are used up: {used}; {resets}, ask again then with a new job id"
     if 0 < settings.user_daily_cost <= spent["cost"]:
         used = f"{spent['cost'].normalize():f} of {settings.user_daily_cost.normalize():f} is spent"
-        return f"the user's daily cost is used up: {used}; {resets}"
+        return f"the user's daily cost is used up: {used}; {resets}, ask again then with a new job id"
     if 0 < settings.user_answers_at_once <= spent["answers"]:
         used = f"{spent['answers']} of {settings.user_answers_at_once} are under way"
-        return f"the user's answers at once are used up: {used}; ask again when one of them ends"
+        return f"the user's answers at once are used up: {used}; ask again when one of them ends, with a new job id"
     return None
 
 

@@ -72,7 +72,7 @@ async def _ask(tools: Tools, turn: Turn, material: Material) -> Finish:
             try:
                 return await _stream(tools, provider, request, turn)
             except ContextLengthError as error:
-                raise still_too_long(tools, turn.input_tokens, str(error)) from None
+                raise still_too_long(tools, turn.input_tokens, error) from None
 
 
 async def _stream(tools: Tools, provider: Provider, request: CompletionRequest, turn: Turn) -> Finish:

@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from protostar_client.contract import ErrorCode, JobError, Usage
+from protostar_client.contract import ErrorCode, JobError, RollUpRequest, Usage
 from tortoise.backends.base.client import BaseDBAsyncClient
 
 from models import MessageRole, Session
@@ -32,8 +32,8 @@ from tasks.tail import (
 logger = logging.getLogger("protostar.summary")
 
 
-async def roll_up_session(ctx: Context, session: int, until: int) -> dict[str, Any]:
-    """Sum up what follows a session's message `until` (0: from the start), but for its newest turns.
+async def roll_up_session(ctx: Context, **arguments: Any) -> dict[str, Any]:
+    """Sum up what follows the message `until` (0: from the start) of a `session`, but for its newest turns.
 
     As much as one prompt holds; the rest is left to a further job. A session that is no longer where the
     job was to go on from is left alone: a second run changes nothing.
@@ -42,15 +42,16 @@ async def roll_up_session(ctx: Context, session: int, until: int) -> dict[str, A
         The session's number, and the model and the usage, empty where none was asked.
 
     Raises:
+        InvalidRequest: an argument is missing, unknown or wrong.
         JobError: there is no such session, or the model's text could not be used.
         ProviderError: no text came.
     """
-    tools = ctx["tools"]
+    tools, request = ctx["tools"], RollUpRequest.parse(arguments)
     await close_lost(tools, ctx["redis"], ctx["claim"])
-    row = await _session(session)
+    row = await _session(request.session)
     count = await tools.ratios.count()
     shares = shares_of(tools, count)
-    step = await _next_step(row, shares, count) if (row.summary_until or 0) == until else None
+    step = await _next_step(row, shares, count) if (row.summary_until or 0) == request.until else None
     if step is None:
         return _result(row)
     charge, summary = None, row.summary
@@ -76,9 +77,7 @@ class _Step:
         return _Step(self.turns[:count], self.turns[count - 1].answer_id, has_more=True)
 
 
-async def _session(session: object) -> Session:
-    if not isinstance(session, int) or not 0 < session < 2**63:
-        raise JobError(ErrorCode.INVALID_REQUEST, "session: give the number of a session")
+async def _session(session: int) -> Session:
     row = await Session.get_or_none(id=session)
     if row is None:
         raise JobError(ErrorCode.INVALID_REQUEST, f"session: there is no session {session}")

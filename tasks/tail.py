@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Final
 
 from tortoise import Tortoise
 
-from models import MessageRole, Session
+from models import Message, MessageRole, Session
 from rag.prompt import Count, Turn
-from rag.roll_up import Shares, history_tokens, newest_within
+from rag.roll_up import Shares, history_tokens, newest_that_stay
 from tasks.context import Tools
 
 TAIL_MESSAGES: Final = 200
 """So many messages of a session are read for a prompt; the tail is rolled up before it is as long."""
 LONG_TAIL_MESSAGES: Final = 150
-SHORT_TAIL_MESSAGES: Final = 50
+SHORT_TAIL_MESSAGES: Final = 40
 """At most so many of the newest stay when a tail is rolled up."""
 
 # One range of the index (session_id, id): with `session_id = $1` PostgreSQL may go through everybody's messages by
@@ -81,15 +82,24 @@ def shares_of(tools: Tools, count: Count) -> Shares:
     )
 
 
-async def is_outgrown(tools: Tools, session: Session, *, summaries: Mapping[int, str]) -> bool:
-    """Whether a session's tail and its summary have outgrown their share of a prompt.
+async def is_outgrown(tools: Tools, session: Session, answer: Message, *, summary: str) -> bool:
+    """Whether a session's tail and its summary have outgrown their share of a prompt, and the room that others leave.
 
-    `summaries` are those of messages that are about to be stored.
+    The share is reckoned; the room is what the prompt of `answer` had, whose `summary` is about to be stored.
     """
     newest = await newest_messages(session.id, after=session.summary_until)
-    rows = [{**row, "summary": summaries.get(row["id"], row["summary"])} for row in newest]
+    rows = [{**row, "summary": summary} if row["id"] == answer.id else row for row in newest]
+    if len(rows) < LONG_TAIL_MESSAGES and not _left_turns_out(answer, rows):
+        return False
     count = await tools.ratios.count()
     return await asyncio.to_thread(_is_outgrown, session.summary, rows, shares_of(tools, count), count)
+
+
+def _left_turns_out(answer: Message, rows: Sequence[Row]) -> bool:
+    """Whether the prompt of an answer had no room for all the turns of the tail; unknown is taken for yes."""
+    turns = (answer.prompt or {}).get("turns")
+    before = takewhile(lambda row: row["job_id"] != answer.job_id, rows)
+    return not isinstance(turns, list) or len(turns) < len(stored_turns(before))
 
 
 def _is_outgrown(summary: str | None, rows: Sequence[Row], shares: Shares, count: Count) -> bool:
@@ -105,5 +115,7 @@ def first_that_stays(rows: Sequence[Row], shares: Shares, count: Count) -> int:
     """The id of the message at which the newest turns begin that stay out of a roll-up; at least one turn does."""
     newest = rows[-SHORT_TAIL_MESSAGES:]
     stored = stored_turns(newest)
-    stay = newest_within(shares.kept, [each.turn for each in stored], count)
-    return int(stored[-stay].question_id if stored else newest[0]["id"])
+    if not stored:
+        return int(newest[0]["id"])
+    stay = newest_that_stay(shares, [each.turn for each in stored_turns(rows)], count)
+    return stored[-min(stay, len(stored))].question_id

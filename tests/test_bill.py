@@ -265,6 +265,7 @@ async def test_a_daily_cap_refuses_until_midnight(house: House, variable: str, c
     before = next_midnight()
     message = (await refusal(house, user=user))["message"]
     assert used in message
+    assert "new job id" in message
     assert before in message or next_midnight() in message
     house.model.script({"pieces": ["남의 답."]})
     assert text_of(await house.events(await ended(house))) == "남의 답."  # another user's day is another user's
@@ -280,7 +281,7 @@ async def test_answers_at_once_are_counted_over_all_sessions_and_let_go(house: H
     slow = [await house.ask("느린 질문", user=user, session=session) for session in ("a", "b")]
     await house.model.until_waiting("slow", 2)
     message = (await refusal(house, user=user, session="c"))["message"]
-    assert re.search(r"2 of 2 .*when one of them ends", message)
+    assert re.search(r"2 of 2 .*when one of them ends, with a new job id", message)
     house.model.release("slow")
     for job in slow:
         assert text_of(await house.events(job.job_id)) == "느린 답."

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from protostar_client.contract import InvalidRequest, RollUpRequest
 
 from stack.processes import Process
 from tests.house import House, check_order, text_of, until
@@ -57,6 +58,39 @@ async def test_a_request_that_cannot_be_used_says_what_is_wrong_with_it(
     result = await house.result(job.job_id)
     assert result["s"] is False
     assert result["r"] == {"error": {"code": code, "message": told["message"]}}
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "named"),
+    [
+        ("reindex_corpus", {"bogus": 1}, "bogus: "),
+        ("reindex_corpus", {"full": "yes"}, "full: "),
+        ("reindex_corpus", {"full": 1}, "full: "),
+        ("summarize_message", {}, "message_id: "),
+        ("summarize_message", {"message_id": True}, "message_id: "),
+        ("summarize_message", {"message_id": 2**63}, "message_id: "),
+        ("summarize_message", {"message_id": 1, "bogus": 1}, "bogus: "),
+        ("read_history", {"user_uuid": str(uuid4()), "session_id": "s", "limit": True}, "limit: "),
+        ("read_history", {"user_uuid": str(uuid4()), "session_id": "s", "bogus": 1}, "bogus: "),
+    ],
+)
+async def test_other_jobs_name_the_argument_that_is_wrong_too(
+    shared_house: House, function: str, arguments: dict[str, Any], named: str
+) -> None:
+    job = await shared_house.redis.enqueue_job(function, **arguments)
+    assert job is not None
+    failure = (await shared_house.result(job.job_id))["r"]["error"]
+    assert (failure["code"], failure["message"].startswith(named)) == ("invalid_request", True)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"session": True}, {"until": True}, {"until": "0"}, {"bogus": 1}, {"session": 0}], ids=str
+)
+def test_a_roll_up_names_the_argument_that_is_wrong(wrong: dict[str, Any]) -> None:
+    # Its job keeps no result that a test could read.
+    [name] = wrong
+    with pytest.raises(InvalidRequest, match=f"^invalid_request: {name}: "):
+        RollUpRequest.parse({"session": 1, "until": 0, **wrong})
 
 
 @pytest.mark.parametrize("job_id", ["x" * 257, "a\x00b"], ids=["too long", "with a NUL"])

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 from typing import Any, Final
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from models.database import connect
 from rag.prompt import TOKENS_PER_MESSAGE, TOKENS_PER_REPLY, PromptTooLongError, Turn
 from rag.prompt_files import load_prompts
-from rag.roll_up import NOTE_TOKENS, Shares, build_roll_up, newest_within
+from rag.roll_up import NOTE_TOKENS, Shares, build_roll_up, newest_that_stay
 from rag.tokens import TokenCounter
 from settings import SHIPPED_PROMPTS_DIR
 from stack.model_server import voice
@@ -68,14 +68,16 @@ def test_a_roll_up_takes_the_oldest_turns_and_cuts_what_alone_is_too_long_at_a_s
 def test_shares_leave_room_for_turns_between_two_roll_ups() -> None:
     shares = Shares.of_window(WINDOW, max_output_tokens=MAX_OUTPUT, persona_tokens=500)
     assert 0 < shares.summary <= shares.history / 3
-    assert shares.history - shares.summary - shares.kept >= shares.history / 3
+    tail = shares.history - shares.summary
+    assert tail - shares.kept(tail) >= shares.history / 3
+    assert shares.kept(100_000) == tail
     assert not Shares.of_window(1024, max_output_tokens=512, persona_tokens=400).can_hold_summary
 
 
 def test_the_newest_turn_stays_out_of_a_roll_up_however_long() -> None:
     turns = [Turn("a", "b", "c"), Turn("q", "long " * 1_000)]
-    assert newest_within(100, turns, len) == 1
-    assert newest_within(100_000, turns, len) == 2
+    assert newest_that_stay(Shares(150), turns, len) == 1
+    assert newest_that_stay(Shares(100_000), [*turns, *turns], len) == 2
 
 
 def test_the_rules_of_a_sessions_summary_are_the_folders_own_or_the_shipped_ones_and_no_mode(tmp_path: Path) -> None:
@@ -208,9 +210,9 @@ def script_roll_ups(house: House, **more: Any) -> None:
     )
 
 
-async def turn(house: House, user: str, content: str = "그리고?") -> None:
+async def turn(house: House, user: str, content: str = "그리고?", **more: str) -> None:
     """One more turn, with its summary."""
-    job = await house.ask(content, user=user)
+    job = await house.ask(content, user=user, **more)
     await house.events(job.job_id)
     [_, answer] = await house.messages(job.job_id)
     await house.result(f"summary:{answer['id']}")
@@ -268,13 +270,51 @@ async def test_a_roll_up_comes_once_in_a_while(house: House) -> None:
     await house.start_worker(**NO_REINDEX)
     script_roll_ups(house)
     for number in range(60):
-        await turn(house, user, f"질문 {number}번: " + "그리고 " * 20)
+        await turn(house, user, f"질문 {number}번: " + "그리고 " * 80)
     await until_at_rest(house)
     assert 1 <= len(await moves(house)) <= 10
 
 
-async def test_a_worker_killed_in_a_roll_up_leaves_one_to_effect(house: House) -> None:
+async def test_in_a_small_window_a_roll_up_waits_until_prompts_are_full(house: House) -> None:
+    window, max_output = 1_500, 200
+    await logged_session(house, turns=1)
+    sizes = {"PROTOSTAR_CONTEXT_WINDOW": str(window), "PROTOSTAR_MAX_OUTPUT_TOKENS": str(max_output)}
+    await house.start_worker(**NO_REINDEX, **sizes)
+    script_roll_ups(house)
+    user = str(uuid4())
+    for number in range(40):
+        await turn(house, user, f"{number}번째 질문: 임대 {number * 7}초는 무엇인가요?")
+        await until_at_rest(house)
+    assert 1 <= len(await moves(house)) <= 5
+    fullest = max(map(TokenCounter("test-model").count, asked(house, "test-model")))
+    assert fullest > 0.75 * (window - max_output)
+    held = [len(json.loads(row["prompt"])["turns"]) for row in await house.rows(_ANSWERS_PROMPTS, UUID(user))]
+    assert held[:10] == list(range(10))
+    assert sum(held[10:]) / len(held[10:]) >= 5
+
+
+_ANSWERS_PROMPTS: Final = """
+SELECT prompt FROM messages JOIN sessions ON sessions.id = messages.session_id
+WHERE user_uuid = $1 AND role = 'assistant' ORDER BY messages.id
+"""
+
+
+async def test_turns_that_a_page_crowds_out_are_rolled_up_and_others_not(house: House) -> None:
     _, user = await logged_session(house, turns=60)
+    await house.start_worker(**NO_REINDEX)
+    script_roll_ups(house)
+    await turn(house, user)
+    await until_at_rest(house)
+    assert await moves(house) == []
+    assert "질문 1번" in asked(house, "test-model")[-1]
+    await turn(house, user, mode="page_context", context="쪽의 본문이다. " * 3_000)
+    await until_at_rest(house)
+    [move] = await moves(house)
+    assert "번개" in move["summary"]
+
+
+async def test_a_worker_killed_in_a_roll_up_leaves_one_to_effect(house: House) -> None:
+    _, user = await logged_session(house, turns=80)
     worker = await house.start_worker(**NO_REINDEX, PROTOSTAR_LEASE="2")
     script_roll_ups(house, hold="roll-up")
     await turn(house, user)
@@ -320,7 +360,7 @@ async def until_gone(house: House, *job_ids: str) -> None:
 async def test_a_roll_up_that_fails_leaves_everything_and_a_later_turn_tries_again(
     house: House, failure: dict[str, Any]
 ) -> None:
-    _, user = await logged_session(house, turns=60)
+    _, user = await logged_session(house, turns=80)
     await house.start_worker(**NO_REINDEX)
     house.model.script({"model": "test-model", "pieces": ["네."]}, {"model": SUMMARY_MODEL, **failure, "times": None})
     await turn(house, user)
@@ -333,11 +373,11 @@ async def test_a_roll_up_that_fails_leaves_everything_and_a_later_turn_tries_aga
     await until_at_rest(house)
     [move] = await moves(house)
     assert move["summary"] == FACT
-    assert "질문 60번" in asked(house, "test-model")[-1]
+    assert "질문 80번" in asked(house, "test-model")[-1]
 
 
 async def test_a_turn_without_a_summary_is_rolled_up_by_its_text(house: House) -> None:
-    session, user = await logged_session(house, turns=60)
+    session, user = await logged_session(house, turns=80)
     await house.rows(
         "UPDATE messages SET summary = NULL, content = $1 WHERE job_id = $2 AND role = 'assistant'",
         "자전거는 번개라고 한다. " * 40,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -160,6 +161,26 @@ async def test_a_prompt_that_cannot_be_made_smaller_ends_the_turn_at_once(house:
     house.model.script(named, {"pieces": ["?"]})
     events = await ask_about_page(house)
     assert (events[-1]["type"], events[-1]["code"]) == ("error", "context_length")
+    [refused] = answers(house)
+    said = str(events[-1]["message"])
+    assert "The maximum context length is 1100 tokens." in said
+    assert "can't be made small enough" in said
+    numbers = [int(number) for number in re.findall(r"\d+", said)]  # the first is the prompt's size
+    assert 1 < numbers[0] / size(refused) < 1.3
+    assert {1024, 8192} <= set(numbers)
+    assert "PROTOSTAR_CONTEXT_WINDOW" in said
+    assert "shorten the persona" in said
+
+
+async def test_what_cannot_be_made_smaller_is_not_said_to_have_been(house: House) -> None:
+    await house.start_worker(**SMALL | {"PROTOSTAR_CONTEXT_WINDOW": "1500"})
+    house.model.script({**REFUSED, "times": None})
+    job = await house.ask("왜?")
+    said = str((await house.events(job.job_id))[-1]["message"])
+    assert "1500" in said
+    assert re.match(r"the prompt of \d+ tokens and the answer's 300 are too long", said)
+    assert not re.search(r"also made smaller|model's window of|shorten the question", said)
+    assert "Too long: the context length is exceeded." in said
     assert len(answers(house)) == 1
 
 

@@ -110,8 +110,7 @@ async def test_a_run_with_every_kind_of_trouble_shows_no_secret(house: House) ->
     assert "Traceback" in worker.log.read_text()
     await stopped(house)
 
-    broken = f"http://user:{KEY}@127.0.0.1:1/v1"
-    await house.start_worker(OPENAI_BASE_URL=broken, PROTOSTAR_JOB_TIMEOUT="5")
+    await house.start_worker(OPENAI_BASE_URL=f"http://127.0.0.1:1/{KEY}", PROTOSTAR_JOB_TIMEOUT="5")
     assert (await asked(house))[-1]["type"] == "error"
     await stopped(house)
 
@@ -127,6 +126,8 @@ WRONG: list[dict[str, str]] = [
     {"REDIS_URL": f"http://:{REDIS_PASSWORD}@127.0.0.1"},
     {"REDIS_URL": f"redis://:{REDIS_PASSWORD}@127.0.0.1:1/0"},
     {"REDIS_URL": f"redis://:1/{REDIS_PASSWORD}@127.0.0.1:1/0"},
+    {"OPENAI_BASE_URL": f"http://user:{KEY}@127.0.0.1:1/v1"},
+    {"OPENAI_API_KEY": f"{KEY}\n"},
 ]
 
 
@@ -155,9 +156,9 @@ def test_what_holds_a_secret_does_not_show_it(monkeypatch: pytest.MonkeyPatch) -
         "REDIS_URL": f"redis://:{REDIS_PASSWORD}@localhost/0",
         "DATABASE_URL": f"postgres://u:{DATABASE_PASSWORD}@localhost/x",
         "OPENAI_API_KEY": KEY,
-        "OPENAI_BASE_URL": f"http://user:{KEY}@localhost/v1",
+        "OPENAI_BASE_URL": f"http://localhost/{KEY}/v1",
         "OPENROUTER_API_KEY": KEY,
-        "OPENROUTER_BASE_URL": f"http://user:{KEY}@localhost/v1",
+        "OPENROUTER_BASE_URL": f"http://localhost/{KEY}/v1",
         "PROTOSTAR_CHAT_MODEL": "m",
     }
     for name, value in values.items():

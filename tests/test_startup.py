@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from settings import Settings
+from settings import CorpusSettings, Settings, SettingsError, load
 from stack.postgres import Postgres
 from stack.processes import wait_until
 from tests.house import ROOT, House, until
@@ -42,6 +42,9 @@ async def refusal(house: House, **environment: str) -> str:
         ({"DATABASE_URL": "postgres://127.0.0.1:1/x"}, "DATABASE_URL"),
         ({"PROTOSTAR_CORPUS_DIR": "nowhere"}, "PROTOSTAR_CORPUS_DIR"),
         ({"PROTOSTAR_PROMPTS_DIR": "nowhere"}, "PROTOSTAR_PROMPTS_DIR"),
+        ({"PROTOSTAR_SERVE": ","}, "PROTOSTAR_SERVE"),
+        ({"OPENAI_BASE_URL": "ftp://secret.example/"}, "OPENAI_BASE_URL"),
+        ({"OPENAI_API_KEY": "sk-secret\nx"}, "OPENAI_API_KEY"),
     ],
     ids=lambda value: str(value)[:50],
 )
@@ -49,6 +52,55 @@ async def test_a_wrong_setting_is_named(house: House, environment: dict[str, str
     line = await refusal(house, **environment)
     assert named in line
     assert "secret" not in line
+
+
+@pytest.mark.parametrize("variable", ["OPENAI_BASE_URL", "OPENROUTER_BASE_URL"])
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("not a secret", "space"),
+        ("secret.example/v1", "http"),
+        ("secret:8000/v1", "http"),
+        ("ftp://secret.example/", "http"),
+        ("http:///v1?secret", "names no host"),
+        ("http://secret:secret@127.0.0.1:1/v1", "password"),
+        ("http://secret@127.0.0.1:1/v1", "password"),
+        ("http://secret.example:secret/v1", "port"),
+        ("http://secret.example:99999/v1", "port"),
+        ("http://[secret]/v1", "is no URL"),
+        ("http://secret\u2100.example/v1", "is no URL"),
+        ("http://secret.example/v 1", "space"),
+        ("http://secret.example/v1\n", "space"),
+    ],
+)
+def test_a_wrong_base_url_is_named_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, variable: str, url: str, problem: str
+) -> None:
+    monkeypatch.setenv(variable, url)
+    with pytest.raises(SettingsError, match=f"^{variable} is wrong: .*{problem}") as raised:
+        load(CorpusSettings)
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:8000/v1", "https://host.example/a/path/", "http://[::1]:8000", "HTTPS://host/v1"]
+)
+def test_a_base_url_may_have_a_port_and_a_path(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    given = load(CorpusSettings).openai_base_url
+    assert given is not None
+    assert given.get_secret_value() == url
+
+
+@pytest.mark.parametrize("variable", ["OPENAI_API_KEY", "OPENROUTER_API_KEY"])
+@pytest.mark.parametrize("key", ["sk-secret\nx", "sk-secret\n", "sk-secret한글", " sk-secret", "sk-\x7fsecret"])
+def test_a_key_that_no_header_can_hold_is_named_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, variable: str, key: str
+) -> None:
+    monkeypatch.setenv(variable, key)
+    with pytest.raises(SettingsError, match=f"^{variable} is wrong: .*header") as raised:
+        load(CorpusSettings)
+    assert "secret" not in str(raised.value)
 
 
 async def test_a_database_that_is_not_migrated_says_so(house: House, postgres_server: Postgres) -> None:
