@@ -148,5 +148,7 @@ class _Printer:
 async def _cancel(handle: JobHandle) -> None:
     try:
         await handle.cancel(timeout_s=_CANCEL_TIMEOUT_S)
+    except JobVanished:
+        return
     except (TimeoutError, ProtostarError):
         note(f"job {handle.job_id} was asked to end, but no worker has said that it did")

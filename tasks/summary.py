@@ -81,8 +81,13 @@ async def _store(tools: Tools, message: Message, summary: str, charge: OpenCharg
 
     The first summary stays: a second run of the job changes nothing.
     """
-    session = await Session.get(id=message.session.id)
-    outgrown = await is_outgrown(tools, session, message, summary=summary)
+
+    async def look(connection: BaseDBAsyncClient) -> tuple[Session, bool]:
+        session = await Session.get(id=message.session.id, using_db=connection)
+        return session, await is_outgrown(tools, session, message, summary=summary)
+
+    # A transaction, because it is tried again: PostgreSQL's absence now must not cost another model call.
+    session, outgrown = await transact(look)
 
     async def work(connection: BaseDBAsyncClient) -> Message:
         await Message.filter(id=message.id, summary__isnull=True).using_db(connection).update(summary=summary)

@@ -271,7 +271,7 @@ async def test_a_probe_that_tells_nothing_blocks_nobody(
             await probe
     assert await answer(two) == "네."
     model_server.release("probe")
-    await asyncio.wait({probe})
+    await asyncio.gather(probe, return_exceptions=True)
 
 
 async def test_requests_from_before_the_breaker_neither_close_nor_lengthen_it(
@@ -287,7 +287,7 @@ async def test_requests_from_before_the_breaker_neither_close_nor_lengthen_it(
     before = await redis.hgetall(GATE)  # type: ignore[misc]
     for gate, task in (("good", good), ("bad", bad)):
         model_server.release(gate)
-        await asyncio.wait({task})
+        await asyncio.gather(task, return_exceptions=True)
     assert await redis.hgetall(GATE) == before  # type: ignore[misc]
 
 
