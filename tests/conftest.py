@@ -157,6 +157,14 @@ async def shared_house(
             return await house.rows("SELECT 1 FROM documents")
 
         await until(indexed, "the corpus is indexed", house.logs)
+
+    async def has_followed_up() -> bool:
+        queued = await house.redis.zrange("arq:queue", 0, -1)
+        follow_ups = [job_id for job_id in queued if job_id.startswith((b"summary:", b"rollup:"))]
+        return not follow_ups and not await house.rows("SELECT 1 FROM outbox_jobs")
+
+    # A summary of the last test's answer would take what this test scripts.
+    await until(has_followed_up, "the last test's summaries are written", house.logs)
     yield house
     model_server.reset()
     assert shared_workers[0].running, house.logs()
