@@ -53,7 +53,8 @@ def test_an_attempt_that_fails_is_followed_by_a_visible_restart(matrix: Matrix) 
     for (_, title), seen in matrix.items():
         attempts = [attempt for attempt, _ in groupby(event["attempt"] for event in seen.events)]
         restarts = [event["attempt"] for event in seen.events if event["type"] == "restart"]
-        assert restarts == attempts[1:], title
+        # The first attempt may have been refused before it said a word.
+        assert restarts == [attempt for attempt in attempts if attempt > 1], title
 
 
 def test_the_page_says_what_holds() -> None:
