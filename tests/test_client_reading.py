@@ -251,6 +251,9 @@ async def test_a_gap_without_a_result_is_an_error(handle: JobHandle, worker: Pla
     await worker.say(handle.job_id, "1-3", "delta", text="글")
     await redis.delete(keys.job(handle.job_id))
     await redis.zrem(keys.QUEUE, handle.job_id)
+    with pytest.raises(JobVanished):
+        await asyncio.wait_for(ids(handle), 5)
+    await worker.say(handle.job_id, "1-4", "done", message_id=7, finish_reason="stop")
     with pytest.raises(EventsExpired, match="history"):
         await asyncio.wait_for(ids(handle), 5)
 

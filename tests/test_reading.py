@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 from uuid import uuid4
 
@@ -214,10 +215,14 @@ async def test_an_abandoned_reader_ends_when_its_job_is_deleted(shared_house: Ho
     house.model.script({"pieces": ["반쪽", "뒤"], "after": 1, "hold": "never"})
     handle = await ask(client)
     await house.model.until_waiting("never")
+    async with aclosing(handle.events()) as events:
+        while (await anext(events)).type != EventType.DELTA:  # the last that the worker writes before it is released
+            pass
     reading = asyncio.create_task(handle.text())
-    await house.redis.delete(keys.job(handle.job_id), keys.events(handle.job_id))
-    await house.redis.zrem(keys.QUEUE, handle.job_id)
-    await house.redis.delete(keys.lease(handle.job_id))
+    async with house.redis.pipeline(transaction=True) as pipe:
+        pipe.delete(keys.job(handle.job_id), keys.events(handle.job_id), keys.lease(handle.job_id))
+        pipe.zrem(keys.QUEUE, handle.job_id)
+        await pipe.execute()
     with pytest.raises(JobVanished):
         await asyncio.wait_for(reading, 10)
     house.model.release("never")

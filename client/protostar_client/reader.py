@@ -109,7 +109,7 @@ class EventReader:
             yield ending
             return
         if state.result is None:
-            raise EventsExpired(job_id) if newest else JobVanished(job_id)
+            raise EventsExpired(job_id) if ending else JobVanished(job_id)
         result = ChatResult.model_validate(value_of(job_id, state.result))
         yield _event(EventType.DELTA, job_id, seen, attempt=result.attempt, text=result.content)
         last = newest[1] if newest and ending else EntryId(result.attempt, AS_STORED_SEQ)
