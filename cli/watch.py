@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Final
 
 from cli.errors import CommandError
@@ -35,18 +38,35 @@ def watching(act: Callable[[], object], folder: Path, expected: tuple[type[Excep
     watcher.start()
     failed = False
     try:
-        while True:
-            changed.clear()
-            try:
-                act()
-                failed = False
-            except expected as error:
-                note(str(error))
-                failed = True
-            changed.wait(_AGAIN_AFTER_S if failed else None)
+        with _interrupting(stopped, changed):
+            while not stopped.is_set():
+                changed.clear()
+                try:
+                    act()
+                    failed = False
+                except expected as error:
+                    note(str(error))
+                    failed = True
+                changed.wait(_AGAIN_AFTER_S if failed else None)
     except KeyboardInterrupt:
         stopped.set()
-        watcher.join()
+    watcher.join(5 * SETTLED_MS / 1000)  # one that hangs on a folder that hangs is left to die with the process
+
+
+@contextmanager
+def _interrupting(*events: threading.Event) -> Iterator[None]:
+    """Ctrl-C sets the events too: what runs at that moment may swallow its KeyboardInterrupt, as a destructor does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for event in events:
+            event.set()
+        signal.default_int_handler(number, frame)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _watch(folder: Path, changed: threading.Event, stopped: threading.Event) -> None:

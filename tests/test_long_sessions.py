@@ -289,8 +289,8 @@ async def test_in_a_small_window_a_roll_up_waits_until_prompts_are_full(house: H
     fullest = max(map(TokenCounter("test-model").count, asked(house, "test-model")))
     assert fullest > 0.75 * (window - max_output)
     held = [len(json.loads(row["prompt"])["turns"]) for row in await house.rows(_ANSWERS_PROMPTS, UUID(user))]
-    assert held[:10] == list(range(10))
-    assert sum(held[10:]) / len(held[10:]) >= 5
+    assert held[:8] == list(range(8))  # about ten fit: how many tokens the tags' random code takes differs
+    assert sum(held[8:]) / len(held[8:]) >= 5
 
 
 _ANSWERS_PROMPTS: Final = """
