@@ -82,6 +82,7 @@ class CorpusSettings(DatabaseSettings, ChunkingSettings):
     openrouter_api_key: SecretStr | None = Field(None, validation_alias="OPENROUTER_API_KEY")
     openrouter_base_url: SecretStr | None = Field(None, validation_alias="OPENROUTER_BASE_URL")
     embedding_model: str = ""
+    vector_search: Literal["auto", "exact"] = "auto"
     corpus_dir: Path = Path("corpus")
     corpus_ignore: Annotated[tuple[str, ...], NoDecode] = ()
     max_file_mb: int = Field(64, ge=1, le=1_048_576)

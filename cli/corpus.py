@@ -90,6 +90,7 @@ async def _reindex(settings: CorpusSettings, *, full: bool = False) -> Reindexed
                 ignore=_ignored(settings),
                 on_progress=show,
                 embedder=embedder,
+                vector_index=settings.vector_search == "auto",
             )
 
 

@@ -76,24 +76,28 @@ def _parse(line: str, place: str) -> _Question:
 async def _print_all(
     settings: CorpusSettings, questions: Sequence[_Question], *, top: int, floor: bool, json: bool
 ) -> None:
-    async for question, passages in _answers(settings, questions, top=top, floor=floor):
+    async for question, passages, error in _answers(settings, questions, top=top, floor=floor):
+        if error:
+            note(f"searched by words alone, the question could not be embedded: {error}")
         if json:
             found = [{name: getattr(passage, name) for name in _FIELDS} for passage in passages]
-            write_json({"id": question.id, "results": found})
+            write_json({"id": question.id, "results": found} | ({"embedding_error": error} if error else {}))
         else:
             _print(question, passages, with_question=len(questions) > 1, floor=floor)
 
 
 async def _answers(
     settings: CorpusSettings, questions: Sequence[_Question], *, top: int, floor: bool
-) -> AsyncIterator[tuple[_Question, list[Passage]]]:
+) -> AsyncIterator[tuple[_Question, list[Passage], str]]:
+    """Each question with its passages, and why they were not found by vectors too, if they should have been."""
     from models.database import connect
     from rag.embedding import embedding
     from rag.retrieve import retrieve
 
     async with connect(settings.database_url.get_secret_value()), embedding(settings) as embedder:
         for question in questions:
-            yield question, await retrieve(question.text, top_k=top, floor=floor, embedder=embedder)
+            passages = await retrieve(question.text, top_k=top, floor=floor, embedder=embedder)
+            yield question, passages, embedder.question_error if embedder else ""
 
 
 def _print(question: _Question, passages: Sequence[Passage], *, with_question: bool, floor: bool) -> None:

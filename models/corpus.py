@@ -24,7 +24,8 @@ class Generation(Model):
     """One build of the index with one set of settings. Retrieval reads the one that `is_current`.
 
     `embedding_model` made its vectors, empty where it has none; every chunk had one when `has_vectors` became true.
-    `vectors_version` rises whenever vectors were added.
+    `vectors_version` rises whenever vectors were added. `vectors_level` is the mean cosine of two of its chunks where
+    PostgreSQL has an index of the vectors (`rag.vector_index`), null where it has none.
     """
 
     id = fields.BigIntField(primary_key=True)
@@ -33,6 +34,7 @@ class Generation(Model):
     embedding_model = fields.TextField(default="", db_default="")
     has_vectors = fields.BooleanField(default=False, db_default=False)
     vectors_version = fields.BigIntField(default=0, db_default=0)
+    vectors_level = fields.FloatField(null=True)
     created_at = fields.DatetimeField(auto_now_add=True)
 
     class Meta:

@@ -47,6 +47,8 @@ class Embedder:
 
     def __init__(self, provider: Provider, model: str) -> None:
         self.model = model
+        self.question_error = ""
+        """Why the last question got no vector; empty where it got one."""
         self._provider = provider
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
@@ -65,11 +67,13 @@ class Embedder:
 
     async def embed_question(self, question: str) -> Vectors | None:
         """The question's vector; None where none came in time, so that the question can do without."""
+        self.question_error = ""
         try:
             async with asyncio.timeout(QUESTION_S):
                 rows = await self._provider.embed([question[:TEXT_CHARACTERS]], model=self.model)
             return np.asarray(_unit_rows(rows)[0])
         except (ProviderError, TimeoutError) as error:
+            self.question_error = str(error) or f"no answer within {QUESTION_S:g} s"
             logger.warning("question_not_embedded error=%s: %s", type(error).__name__, error)
             return None
 

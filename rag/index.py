@@ -26,6 +26,7 @@ from rag.runs import LOCK_KEY, ReindexRunning, RunRecord, read_progress
 from rag.segments import Draft, prepare
 from rag.tally import Reindexed, Tally
 from rag.units import UNITS, Unit, UnitWriter, make_units
+from rag.vector_index import keep_vector_index
 from rag.vectors import complete_vectors, lend_vectors
 
 __all__ = ["FanOut", "Preview", "Progress", "ReindexRunning", "Reindexed", "preview", "reindex"]
@@ -69,6 +70,7 @@ async def reindex(
     ignore: tuple[str, ...] = IGNORED,
     on_progress: Progress | None = None,
     embedder: Embedder | None = None,
+    vector_index: bool = True,
     fan_out: FanOut | None = None,
 ) -> Reindexed:
     """Index what changed in `corpus_dir`, or with `full` all of it, beside the index that serves.
@@ -77,7 +79,8 @@ async def reindex(
     generation, which takes over when it is complete; killed in between, the next run goes on. With an `embedder`
     that is when every chunk has its vector too. Settings that name no model keep the encoding of the index in use.
 
-    With `fan_out` a large run is shared with helpers.
+    With `vector_index` the vectors of a large corpus get an index in PostgreSQL, if that can. With `fan_out` a large
+    run is shared with helpers.
 
     Raises:
         CorpusError: the folder can't be used; nothing was changed.
@@ -93,7 +96,8 @@ async def reindex(
             found, await keep_encoding(settings), record, on_progress or _no_progress, embedder, corpus_dir, fan_out
         )
         try:
-            await run.index(full=full, started_ns=started_ns)
+            generation = await run.index(full=full, started_ns=started_ns)
+            await keep_vector_index(generation.id, wanted=vector_index)
         except BaseException as error:
             with suppress(Exception):
                 await record.end(str(error) or type(error).__name__)
@@ -174,7 +178,7 @@ class _Run:
     tally: Tally = field(default_factory=Tally)
     unproved: list[str] = field(default_factory=list)
 
-    async def index(self, *, full: bool, started_ns: int) -> None:
+    async def index(self, *, full: bool, started_ns: int) -> Generation:
         model = self.embedder.model if self.embedder else ""
         generation = await open_generation(self.settings, full=full, embedding_model=model)
         documents = await load_documents()
@@ -187,6 +191,7 @@ class _Run:
             await complete_vectors(generation.id, self.embedder)
         if not generation.is_current:
             await finish_generation(generation)
+        return generation
 
     async def _index_changed(self, writer: UnitWriter) -> None:
         documents, generation = writer.documents, writer.generation

@@ -1,4 +1,4 @@
-"""The vectors of chunks: completed after an index run, and searched exactly in this process."""
+"""The vectors of chunks: completed after an index run, and searched by an index or exactly in this process."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import asyncpg
 import numpy as np
 import numpy.typing as npt
 from tortoise import Tortoise
@@ -16,12 +17,12 @@ from tortoise.backends.base.client import BaseDBAsyncClient
 from models.transaction import transact
 from rag.bm25 import Live
 from rag.embedding import Embedder, Vectors
+from rag.vector_index import LONGEST_LIST, STORED, search_index
 
 logger = logging.getLogger("protostar.vectors")
 
 _WINDOW: Final = 1000
 _LOADED_AT_ONCE: Final = 5000
-_STORED: Final = np.dtype("<f2")
 
 
 async def lend_vectors(generation_id: int, model: str) -> None:
@@ -68,7 +69,7 @@ async def _lend(generation_id: int, chunk_ids: Sequence[int], model: str) -> Non
 
 
 async def _store(generation_id: int, chunk_ids: Sequence[int], vectors: Vectors) -> None:
-    stored = [row.tobytes() for row in vectors.astype(_STORED)]
+    stored = [row.tobytes() for row in vectors.astype(STORED)]
 
     async def work(connection: BaseDBAsyncClient) -> None:
         database: Any = connection._connection  # asyncpg's, for arrays of bytes
@@ -99,17 +100,37 @@ class Near:
 
 @dataclass(slots=True)
 class VectorCache:
-    """The vectors of the generation that serves, kept by this process as one matrix of single precision."""
+    """The vectors of the generation that serves: in PostgreSQL's index, or else in this process.
+
+    In the process they are one matrix of single precision.
+    """
 
     _matrix: _Matrix | None = None
+    _failed_on: tuple[int, int] | None = None
     _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def search(self, live: Live, question: Vectors, limit: int) -> Near | None:
-        """The chunks nearest to a question by exact search; None where there is nothing to compare."""
+        """The chunks nearest to a question; None where there is nothing to compare."""
+        if near := await self._by_index(live, question, limit):
+            self._matrix = None
+            return near
         matrix = await self._current(live)
         if not len(matrix.chunk_ids) or matrix.rows.shape[1] != question.shape[0]:
             return None
         return await asyncio.to_thread(_nearest, matrix, question, limit)
+
+    async def _by_index(self, live: Live, question: Vectors, limit: int) -> Near | None:
+        version = (live.generation_id, live.vectors_version)
+        if limit > LONGEST_LIST or version == self._failed_on:
+            return None
+        try:
+            hits = await search_index(live, question, limit)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            # Not again before something changed: what fails at every question costs every question time.
+            self._failed_on = version
+            logger.warning("vector_index_failed search=exact error=%s: %s", type(error).__name__, error)
+            return None
+        return Near(*hits) if hits and hits[0] else None
 
     async def _current(self, live: Live) -> _Matrix:
         async with self._one_at_a_time:
@@ -142,7 +163,7 @@ async def _load(live: Live, before: _Matrix | None) -> _Matrix:
         wanted = missing[start : start + _LOADED_AT_ONCE].tolist()
         read = await database.execute_query_dict(_VECTORS, [wanted])
         if read:
-            stored = np.frombuffer(b"".join(row["vector"] for row in read), dtype=_STORED)
+            stored = np.frombuffer(b"".join(row["vector"] for row in read), dtype=STORED)
             parts.append(stored.reshape(len(read), -1).astype(np.float32))
             found.append(np.asarray([row["chunk_id"] for row in read], dtype=np.int64))
     vectors = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)

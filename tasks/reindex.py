@@ -35,6 +35,7 @@ async def reindex_corpus(ctx: Context, **arguments: Any) -> dict[str, Any]:
             max_file_bytes=settings.max_file_bytes,
             ignore=IGNORED + settings.corpus_ignore,
             embedder=ctx["tools"].embedder,
+            vector_index=settings.vector_search == "auto",
             fan_out=_fan_out(ctx),
         )
     except (CorpusError, ReindexRunning) as error:

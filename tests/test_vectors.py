@@ -9,7 +9,7 @@ import pytest
 from tortoise import Tortoise
 
 from models.database import connect
-from rag import embedding, vectors
+from rag import embedding, vector_index, vectors
 from rag import retrieve as retrieval
 from rag.chunking import ChunkSettings
 from rag.embedding import Embedder
@@ -18,6 +18,7 @@ from rag.index import reindex
 from rag.neighbours import with_neighbours
 from rag.providers import ProviderError, make_provider
 from rag.retrieve import Passage, retrieve
+from rag.vector_index import fits_this_cpu
 from tests.model_control import ModelControl
 
 SETTINGS = ChunkSettings(64, 16, "gpt-4o")
@@ -69,6 +70,23 @@ def documents(passages: list[Passage]) -> list[str]:
 async def test_a_question_finds_what_shares_no_word_with_it(corpus: Path, embedder: Embedder) -> None:
     await reindex(corpus, settings=SETTINGS, embedder=embedder)
     assert await retrieve(CAT_QUESTION, floor=False) == []
+    assert documents(await retrieve(CAT_QUESTION, embedder=embedder))[0] == "cats.md"
+
+
+async def test_an_index_run_keeps_the_index_of_a_large_corpus(
+    corpus: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    indexes = "SELECT count(*) FROM pg_class WHERE relname LIKE 'vectors\\_of\\_%' AND relkind = 'r'"
+    monkeypatch.setattr(vector_index, "INDEXED_FROM", 3)
+    for full in (False, True):
+        await reindex(corpus, settings=SETTINGS, full=full, embedder=embedder)
+        assert await count(indexes) == fits_this_cpu()
+        assert documents(await retrieve(CAT_QUESTION, embedder=embedder))[0] == "cats.md"
+    (corpus / "tea.md").write_text("# Tea\n\nThe tea grows on the southern hill.\n")
+    await reindex(corpus, settings=SETTINGS, embedder=embedder)
+    assert documents(await retrieve("차는 어디에서 재배되나요?", floor=False, embedder=embedder))[0] == "tea.md"
+    await reindex(corpus, settings=SETTINGS, embedder=embedder, vector_index=False)
+    assert await count(indexes) == 0
     assert documents(await retrieve(CAT_QUESTION, embedder=embedder))[0] == "cats.md"
 
 
