@@ -6,6 +6,7 @@ import gc
 import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -36,7 +37,7 @@ from settings import JobClass, SettingsError, load_settings
 from tasks.calibration import TokenRatios
 from tasks.chat import generate_chat
 from tasks.connection import StartupError
-from tasks.context import Tools
+from tasks.context import Tools, about_worker
 from tasks.endings import tell_failure
 from tasks.events import EventLog
 from tasks.gate import Gate
@@ -44,12 +45,17 @@ from tasks.gated_provider import GatedProvider
 from tasks.history import read_history
 from tasks.index_documents import index_documents
 from tasks.legacy import OlderIntake
+from tasks.logs import configure
+from tasks.metrics_server import MetricsServer
 from tasks.outbox import OutboxRelay
+from tasks.pace import Pace
 from tasks.rate_limit import RateLimits
 from tasks.reindex import reindex_corpus
 from tasks.retry import MAX_TRIES
 from tasks.rollup import roll_up_session
+from tasks.status import read_status
 from tasks.summary import summarize_message
+from tasks.traces import start_tracing, trace_headers
 from tasks.worker import Worker
 
 try:
@@ -71,10 +77,12 @@ _CLOSE: Final = "close"
 
 async def start(ctx: dict[Any, Any]) -> None:
     """Make what the jobs share; what was made before something failed is closed."""
-    _log_as_arq()
+    configure(SETTINGS.log_format, SETTINGS.log_level)
     async with AsyncExitStack() as stack:
+        if SETTINGS.otlp_endpoint is not None:
+            stack.push_async_callback(start_tracing(ctx["queue"].owner))
         try:
-            await stack.enter_async_context(connect(SETTINGS.database_url.get_secret_value()))
+            database = await stack.enter_async_context(connect(SETTINGS.database_url.get_secret_value()))
             prompts = load_prompts(SETTINGS.prompts_dir)
             _check_corpus(SETTINGS.corpus_dir)
             tokens = TokenCounter(SETTINGS.chat_model)
@@ -99,9 +107,13 @@ async def start(ctx: dict[Any, Any]) -> None:
             ratios=ratios,
             events=events,
             outbox=outbox,
+            pace=Pace(tokens.count),
             raise_attempt=ctx["queue"].raise_attempt,
         )
         stack.push_async_callback(OlderIntake(ctx["redis"]).close)
+        if SETTINGS.metrics_port:
+            read = partial(read_status, ctx["redis"], database)
+            stack.push_async_callback(MetricsServer(SETTINGS.metrics_host, SETTINGS.metrics_port, read).close)
         ctx[_CLOSE] = stack.pop_all()
     # A full collection stops every stream while it looks through what start-up made, none of which is garbage.
     gc.collect()
@@ -129,13 +141,6 @@ def _check_window(prompts: Prompts, count: Count) -> None:
             )
 
 
-def _log_as_arq() -> None:
-    """Say what happens where ARQ's command says it, unless a log configuration of the user's decides."""
-    ours, arqs = logging.getLogger("protostar"), logging.getLogger("arq")
-    if not ours.handlers:
-        ours.handlers, ours.level = arqs.handlers, arqs.level
-
-
 def _provider() -> Provider:
     is_openrouter = SETTINGS.provider == "openrouter"
     key = SETTINGS.openrouter_api_key if is_openrouter else SETTINGS.openai_api_key
@@ -146,6 +151,7 @@ def _provider() -> Provider:
         base_url=base_url.get_secret_value() if base_url else None,
         first_token_timeout_s=SETTINGS.first_token_timeout,
         stall_timeout_s=SETTINGS.stall_timeout,
+        headers=trace_headers,
     )
 
 
@@ -233,6 +239,7 @@ class WorkerSettings:
     on_startup = start
     on_shutdown = stop
     on_job_failure = tell_failure
+    about = about_worker
     max_jobs = SETTINGS.max_jobs
     max_tries = MAX_TRIES
     job_timeout = SETTINGS.job_timeout

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -18,6 +20,8 @@ SHIPPED_PROMPTS_DIR = Path(__file__).resolve().parent / "rag" / "prompts"
 
 JobClass = Literal["chat", "summary", "reindex"]
 ProviderName = Literal["openai", "openrouter"]
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 class SettingsError(Exception):
@@ -28,6 +32,16 @@ class _Environment(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="PROTOSTAR_", populate_by_name=True, hide_input_in_errors=True, env_ignore_empty=True
     )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if conflicts := list(self._conflicts()):
+            raise ValueError("\n".join(conflicts))
+        return self
+
+    def _conflicts(self) -> Iterator[str]:
+        """What is wrong with variables that are right one by one, a line each."""
+        yield from ()
 
 
 class RedisSettings(_Environment):
@@ -63,14 +77,13 @@ class ChunkingSettings(_Environment):
     chunk_tokens: int = Field(400, ge=16)
     chunk_overlap: int = Field(60, ge=0)
 
-    @model_validator(mode="after")
-    def _overlap_fits(self) -> Self:
+    def _conflicts(self) -> Iterator[str]:
+        yield from super()._conflicts()
         if self.chunk_overlap * 2 > self.chunk_tokens:
-            raise ValueError(
+            yield (
                 f"PROTOSTAR_CHUNK_OVERLAP is {self.chunk_overlap}; it can be at most half of "
                 f"PROTOSTAR_CHUNK_TOKENS ({self.chunk_tokens})"
             )
-        return self
 
 
 class CorpusSettings(DatabaseSettings, ChunkingSettings):
@@ -146,6 +159,13 @@ class Settings(CorpusSettings, RedisSettings):
     user_daily_cost: Decimal = Field(Decimal(0), ge=0, allow_inf_nan=False)
     user_answers_at_once: int = Field(0, ge=0)
 
+    metrics_port: int = Field(0, ge=0, le=65_535)
+    metrics_host: str = "127.0.0.1"
+    log_format: LogFormat = "text"
+    log_level: LogLevel | None = None
+    # OpenTelemetry reads it, and its other variables, itself: here it only says that there are to be traces.
+    otlp_endpoint: SecretStr | None = Field(None, validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT")
+
     @field_validator("fallback_models", "serve", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
@@ -158,20 +178,19 @@ class Settings(CorpusSettings, RedisSettings):
             raise ValueError(f"names no class of jobs; name one or more of {', '.join(get_args(JobClass))}")
         return value
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _conflicts(self) -> Iterator[str]:
+        yield from super()._conflicts()
         if self.max_output_tokens >= self.context_window:
-            raise ValueError(
+            yield (
                 f"PROTOSTAR_MAX_OUTPUT_TOKENS is {self.max_output_tokens}; it must be below "
                 f"PROTOSTAR_CONTEXT_WINDOW ({self.context_window})"
             )
         if not self.provider_wait and (self.requests_per_minute or self.tokens_per_minute):
-            raise ValueError("PROTOSTAR_PROVIDER_WAIT is 0; a limit a minute needs jobs that may wait: raise it")
+            yield "PROTOSTAR_PROVIDER_WAIT is 0; a limit a minute needs jobs that may wait: raise it"
         if self.provider == "openrouter" and self.openrouter_api_key is None:
-            raise ValueError("OPENROUTER_API_KEY is not set; PROTOSTAR_PROVIDER=openrouter needs it")
+            yield "OPENROUTER_API_KEY is not set; PROTOSTAR_PROVIDER=openrouter needs it"
         if self.provider == "openai" and self.openai_api_key is None:
-            raise ValueError("OPENAI_API_KEY is not set; give your provider's key, or any text where none is asked for")
-        return self
+            yield "OPENAI_API_KEY is not set; give your provider's key, or any text where none is asked for"
 
     @property
     def fan_out_bytes(self) -> int:
@@ -251,16 +270,62 @@ def load(kind: type[S]) -> S:
     try:
         return kind()
     except ValidationError as error:
-        raise SettingsError(_first_problem(error)) from None
+        raise SettingsError(_problems(error)[0][1]) from None
 
 
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors(include_url=False, include_input=False)[0]
-    message = problem["msg"].removeprefix("Value error, ")
-    if not problem["loc"]:
-        return message
-    name = str(problem["loc"][0])
-    variable = name if name.isupper() else f"PROTOSTAR_{name.upper()}"
-    if problem["type"] == "missing":
-        return f"{variable} is not set; set it (the README lists every variable)"
-    return f"{variable} is wrong: {message}"
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """An environment in which anything may be wrong.
+
+    `settings` has defaults where variables are `wrong`, and may not be consistent; `problems` names all there are, a
+    line each.
+    """
+
+    settings: Settings
+    wrong: frozenset[str]
+    problems: tuple[str, ...]
+
+
+def examine() -> Examined:
+    """Read everything the environment decides, to look around with, however much of it is wrong."""
+    found: dict[str, str] = {}
+    while True:
+        try:
+            settings = _Lenient(**{_key(variable): _stand_in(variable) for variable in found})
+            break
+        except ValidationError as error:
+            found |= dict(_problems(error))
+    # What conflicts with a default that stands in for a wrong value is no news.
+    conflicts = [line for line in Settings._conflicts(settings) if not any(variable in line for variable in found)]
+    return Examined(settings, frozenset(found), (*found.values(), *conflicts))
+
+
+class _Lenient(Settings):
+    def _conflicts(self) -> Iterator[str]:
+        yield from ()
+
+
+def _key(variable: str) -> str:
+    return variable.removeprefix("PROTOSTAR_").lower() if variable.startswith("PROTOSTAR_") else variable
+
+
+def _stand_in(variable: str) -> Any:
+    fields = Settings.model_fields
+    named = (field for name, field in fields.items() if _key(variable) in (name, field.validation_alias))
+    return next(("unknown" if field.is_required() else field.default for field in named), None)
+
+
+def _problems(error: ValidationError) -> list[tuple[str, str]]:
+    """The variables that are wrong and a line on each; no name where some don't go together."""
+    found: list[tuple[str, str]] = []
+    for problem in error.errors(include_url=False, include_input=False):
+        message = problem["msg"].removeprefix("Value error, ")
+        if not problem["loc"]:
+            found += [("", line) for line in message.splitlines()]
+            continue
+        name = str(problem["loc"][0])
+        variable = name if name.isupper() else f"PROTOSTAR_{name.upper()}"
+        is_missing = problem["type"] == "missing"
+        said = "is not set; set it (the README lists every variable)" if is_missing else f"is wrong: {message}"
+        found.append((variable, f"{variable} {said}"))
+    return found

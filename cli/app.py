@@ -4,33 +4,50 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Final
 
 import typer
 
-from cli import chat, corpus, database, jobs, prompt, search, usage
+from cli import chat, corpus, database, doctor, follow, history, jobs, prompt, search, status, usage
 from cli.errors import CommandError
+
+_EXIT_CODES: Final = (
+    "Exit codes: 0 done; 1 failed, one line on standard error says why; 2 wrong use; 130 interrupted. "
+    "Data goes to standard output, everything else to standard error."
+)
 
 app = typer.Typer(
     name="protostar",
-    help="Look after Protostar's database and corpus, and ask its workers.",
+    help="Look after Protostar's database, corpus and queue, and ask its workers.",
+    epilog=_EXIT_CODES,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command()(database.migrate)
-app.command()(corpus.reindex)
-app.command()(search.search)
-app.command()(corpus.chunks)
-app.command()(chat.ask)
-app.command()(jobs.dead)
-app.command()(jobs.retry)
-app.command()(prompt.prompt)
-app.command()(usage.usage)
+for command in (
+    chat.ask,
+    chat.chat,
+    chat.enqueue,
+    follow.watch,
+    follow.cancel,
+    history.history,
+    prompt.prompt,
+    jobs.jobs,
+    jobs.retry,
+    status.status,
+    doctor.doctor,
+    usage.usage,
+    corpus.reindex,
+    corpus.chunks,
+    search.search,
+    database.migrate,
+):
+    app.command()(command)
 
 
 def main() -> None:
-    """Run the command line. Exits with 0 (done), 1 (failed, one line says why) or 2 (wrong use)."""
+    """Run the command line. Exits with one of the codes that `--help` names."""
     logging.getLogger("protostar").addHandler(logging.NullHandler())  # a command says what happens itself
     try:
         app(prog_name="protostar")

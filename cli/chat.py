@@ -1,148 +1,109 @@
-"""`protostar ask`."""
+"""`protostar ask`, `protostar chat` and `protostar enqueue`: questions for the workers."""
 
 from __future__ import annotations
 
 import asyncio
-import getpass
-import signal
+import contextlib
 import sys
-from contextlib import aclosing
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Final
-from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
+from uuid import UUID
 
 import typer
-from protostar_client import (
-    ChatClient,
-    ConnectionLost,
-    Event,
-    EventsExpired,
-    EventType,
-    JobError,
-    JobHandle,
-    JobVanished,
-    ProtostarError,
-    ReaderTooSlow,
-    RedisRefused,
-    Source,
-)
-from protostar_client.contract import clean_text
+from protostar_client import ChatClient, JobHandle, JobVanished, OnBusy, ProtostarError
+from protostar_client.contract import ChatRequest, check_job_id
 
-from cli.errors import CommandError, failing_on
-from cli.output import note, write
-from settings import RedisSettings, SettingsError, load
+from cli.answer import AnswerView, cancel_on_signals
+from cli.errors import INTERRUPTED, CommandError, using_client
+from cli.options import ContextFile, Mode, Session, User, account_uuid, new_session, read_context
+from cli.output import note, write, write_json
+from settings import RedisSettings, load
 
-_INTERRUPTED: Final = 130  # what a shell reports for Ctrl-C
-_PATIENCE_S: Final = 5.0
 _CANCEL_TIMEOUT_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    request: ChatRequest
+    job_id: str | None = None
+    on_busy: OnBusy = "enqueue"
+
+    async def enqueue(self, client: ChatClient) -> JobHandle:
+        return await client.enqueue(**dict(self.request), job_id=self.job_id, on_busy=self.on_busy)
+
+
+def _request(content: str, user: UUID | None, session: str, mode: str, context: str = "") -> ChatRequest:
+    """The request, checked before Redis is asked: wrong use is told as such whatever else is wrong."""
+    named = {"content": content, "session_id": session, "mode": mode, "context": context}
+    return ChatRequest.parse(named | {"user_uuid": user or account_uuid()})
 
 
 def ask(
     question: Annotated[str, typer.Argument(help="The question.")],
-    user: Annotated[UUID | None, typer.Option(help="Who asks.", show_default="a UUID of the account's name")] = None,
-    session: Annotated[str | None, typer.Option(help="The session.", show_default="a new one")] = None,
-    mode: Annotated[str, typer.Option(help="The prompt to answer with.")] = "general",
+    user: User = None,
+    session: Session = None,
+    mode: Mode = "general",
+    context: ContextFile = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object an event of the answer.")] = False,
 ) -> None:
     """Ask the workers a question and print the answer while it comes. Ctrl-C cancels the job."""
-    session_id = session if session is not None else f"cli-{uuid4().hex[:8]}"
+    session_id = new_session() if session is None else session
     try:
-        with failing_on(SettingsError, JobError, JobVanished, EventsExpired, ReaderTooSlow, RedisRefused):
-            asyncio.run(_ask(load(RedisSettings), question, user or _account_uuid(), session_id, mode))
+        with using_client():
+            asked = _Question(_request(question, user, session_id, mode, read_context(context)))
+            asyncio.run(_ask(load(RedisSettings), asked, json=json))
     except asyncio.CancelledError:
-        raise typer.Exit(_INTERRUPTED) from None
-    except (ConnectionLost, ValueError) as error:
-        raise CommandError(f"{error}; check REDIS_URL and the server") from error
-    if session is None:
+        raise typer.Exit(INTERRUPTED) from None
+    if session is None and not json:
         note(f"to go on in this session: --session {session_id}")
 
 
-def _account_uuid() -> UUID:
-    """The same UUID at every call of one account, so that its sessions can be gone on with."""
-    try:
-        name = getpass.getuser()
-    except (KeyError, OSError):  # an account without a name, as containers have them
-        name = "somebody"
-    return uuid5(NAMESPACE_URL, f"protostar-cli-{name}")
-
-
-async def _ask(settings: RedisSettings, question: str, user: UUID, session_id: str, mode: str) -> None:
-    _cancel_on_signals()
-    redis_url = settings.redis_url.get_secret_value()
-    async with ChatClient.connect(redis_url, max_queue=settings.max_queue) as client:
-        handle = await client.enqueue(user_uuid=user, session_id=session_id, content=question, mode=mode)
+def chat(user: User = None, session: Session = None, mode: Mode = "general") -> None:
+    """Ask question after question in one session, a line each. Ctrl-C cancels an answer, Ctrl-D ends."""
+    session_id = new_session() if session is None else session
+    with using_client():
+        _request("x", user, session_id, mode)
+    failed = False
+    for line in _lines():
         try:
-            await _show(handle)
+            with using_client():
+                asyncio.run(_ask(load(RedisSettings), _Question(_request(line, user, session_id, mode))))
+        except asyncio.CancelledError:
+            note("the answer was cancelled")
+        except CommandError as error:
+            note(str(error))
+            failed = True
+    note(f"to go on in this session: --session {session_id}")
+    if failed:
+        raise CommandError("not every question was answered")
+
+
+def _lines() -> Iterator[str]:
+    """What is typed, with a prompt where somebody types; lines that hold nothing are left out."""
+    is_typed = sys.stdin.isatty() and sys.stdout.isatty()
+    if is_typed:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  # lets input() edit what is typed
+    while True:
+        try:
+            line = input("> " if is_typed else "")
+        except EOFError:
+            return
+        if line.strip():
+            yield line
+
+
+async def _ask(settings: RedisSettings, question: _Question, *, json: bool = False) -> None:
+    cancel_on_signals()
+    async with _connect(settings) as client:
+        handle = await question.enqueue(client)
+        try:
+            await AnswerView(json=json).follow(handle)
         except (asyncio.CancelledError, BrokenPipeError):
             # In a task of its own: before Python 3.11.3 a timeout in a cancelled task raises a second cancellation.
             await asyncio.create_task(_cancel(handle))
             raise
-
-
-def _cancel_on_signals() -> None:
-    # asyncio.run's own handler cancels in the middle of a step, which redis-py can take for a timeout.
-    task = asyncio.current_task()
-    assert task is not None
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-
-
-async def _show(handle: JobHandle) -> None:
-    hint = asyncio.get_running_loop().call_later(
-        _PATIENCE_S, note, "no worker has taken the question yet; start one: arq arq_settings.WorkerSettings"
-    )
-    printer = _Printer()
-    try:
-        async with aclosing(handle.events()) as events:
-            async for event in events:
-                hint.cancel()
-                printer.show(event)
-    finally:
-        hint.cancel()
-
-
-class _Printer:
-    """Prints an answer's text to standard output and its circumstances to standard error."""
-
-    def __init__(self) -> None:
-        self._sources: list[Source] = []
-        self._line_is_open = False
-
-    def show(self, event: Event) -> None:
-        """Print what an event says.
-
-        Raises:
-            CommandError: the job failed or was cancelled.
-        """
-        match event.type:
-            case EventType.DELTA:
-                self._write(event.text or "")
-            case EventType.SOURCES:
-                self._sources = event.sources or []
-            case EventType.RESTART | EventType.GAP:
-                self._end_line()
-                self._sources = []
-                note(f"the answer starts again ({event.reason}); what came before is void")
-            case EventType.DONE:
-                self._end_line()
-                for number, source in enumerate(self._sources, start=1):
-                    place = " > ".join(filter(None, (source.document, source.heading)))
-                    note(f"[{number}] {place} ({source.score:.2f})")
-            case EventType.ERROR:
-                self._end_line()
-                raise CommandError(f"{event.code}: {event.message}")
-            case EventType.CANCELLED:
-                self._end_line()
-                raise CommandError("the job was cancelled")
-
-    def _write(self, text: str) -> None:
-        if text:
-            # A terminal obeys control characters, so it gets none; a file gets the answer as it is.
-            write(clean_text(text) if sys.stdout is not None and sys.stdout.isatty() else text)
-            self._line_is_open = not text.endswith("\n")
-
-    def _end_line(self) -> None:
-        if self._line_is_open:
-            write("\n")
-            self._line_is_open = False
 
 
 async def _cancel(handle: JobHandle) -> None:
@@ -152,3 +113,37 @@ async def _cancel(handle: JobHandle) -> None:
         return
     except (TimeoutError, ProtostarError):
         note(f"job {handle.job_id} was asked to end, but no worker has said that it did")
+
+
+def enqueue(
+    question: Annotated[str, typer.Argument(help="The question.")],
+    user: User = None,
+    session: Session = None,
+    mode: Mode = "general",
+    context: ContextFile = None,
+    job_id: Annotated[str | None, typer.Option(help="The same id again is the same turn.")] = None,
+    on_busy: Annotated[OnBusy, typer.Option(help="What to do if the session has an unfinished turn.")] = "enqueue",
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> None:
+    """Put a question into the queue and print the job's id, for `protostar watch`. Waits for no answer."""
+    session_id = new_session() if session is None else session
+    with using_client():
+        request = _request(question, user, session_id, mode, read_context(context))
+        job_id = None if job_id is None else check_job_id(job_id)
+        handle = asyncio.run(_enqueue(load(RedisSettings), _Question(request, job_id, on_busy)))
+    if json:
+        told = {"job_id": handle.job_id, "created": handle.created}
+        write_json(told | {"user_uuid": str(request.user_uuid), "session_id": session_id})
+        return
+    write(f"{handle.job_id}\n")
+    if not handle.created:
+        note("the job was known before; nothing was enqueued")
+
+
+async def _enqueue(settings: RedisSettings, question: _Question) -> JobHandle:
+    async with _connect(settings) as client:
+        return await question.enqueue(client)
+
+
+def _connect(settings: RedisSettings) -> contextlib.AbstractAsyncContextManager[ChatClient]:
+    return ChatClient.connect(settings.redis_url.get_secret_value(), max_queue=settings.max_queue)

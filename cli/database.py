@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Annotated
+
+import typer
 
 from cli.errors import failing_on
-from cli.output import note, write
+from cli.output import note, write, write_json
 from settings import DatabaseSettings, SettingsError, load
 
 
-def migrate() -> None:
+def migrate(json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False) -> None:
     """Bring the database to the current schema; print the migrations that were applied."""
     # Imported here, as in the other commands: asking a question need not wait for a database driver.
     from models.database import DatabaseError
@@ -18,6 +21,9 @@ def migrate() -> None:
     with failing_on(SettingsError, DatabaseError):
         database_url = load(DatabaseSettings).database_url.get_secret_value()
         applied = asyncio.run(apply_migrations(database_url))
+    if json:
+        write_json({"applied": applied})
+        return
     for name in applied:
         write(f"{name}\n")
     note(f"{len(applied)} migrations applied" if applied else "the schema is current")

@@ -7,6 +7,8 @@ import os
 import sys
 from typing import Any
 
+from protostar_client.contract import clean_text
+from rich.cells import cell_len
 from rich.console import Console
 
 from cli.errors import CommandError
@@ -42,6 +44,27 @@ def write_json(value: Any) -> None:
 def note(text: str) -> None:
     """Say something on standard error, as it is."""
     notes.print(text, markup=False, style="dim")
+
+
+def one_line(text: str) -> str:
+    """A text from elsewhere as a part of a line, without what a terminal would obey."""
+    return " ".join(clean_text(text).split())
+
+
+def column(text: object, width: int) -> str:
+    """A text as a column: Hangul takes two cells of a terminal for a character."""
+    shown = str(text)
+    return shown + " " * (width - cell_len(shown))
+
+
+def span(seconds: float | None) -> str:
+    """A span of time in words; `-` where it is not known."""
+    if seconds is None:
+        return "-"
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
 def _drop_output() -> None:

@@ -37,9 +37,12 @@ def search(
     no_floor: Annotated[
         bool, typer.Option("--no-floor", help="Print passages even where the corpus seems not to know.")
     ] = False,
+    why: Annotated[
+        bool, typer.Option("--why", help="With --json: add the question's words that a passage shares.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a question.")] = False,
 ) -> None:
-    """Print the passages of the corpus that speak of a question, best first. Asks no chat model."""
+    """Print the passages of the corpus that speak of a question, best first, and why. Asks no chat model."""
     if (question is None) == (file is None):
         raise typer.BadParameter("give either QUESTION or --file QUESTIONS.jsonl")
     questions = _read(file) if file is not None else [_Question(None, question or "")]
@@ -49,7 +52,7 @@ def search(
 
     with failing_on(SettingsError, DatabaseError, ProviderError):
         settings = load(CorpusSettings)
-        asyncio.run(_print_all(settings, questions, top=top, floor=not no_floor, json=json))
+        asyncio.run(_print_all(settings, questions, top=top, floor=not no_floor, why=why, json=json))
 
 
 def _read(file: Path) -> list[_Question]:
@@ -74,13 +77,18 @@ def _parse(line: str, place: str) -> _Question:
 
 
 async def _print_all(
-    settings: CorpusSettings, questions: Sequence[_Question], *, top: int, floor: bool, json: bool
+    settings: CorpusSettings, questions: Sequence[_Question], *, top: int, floor: bool, why: bool, json: bool
 ) -> None:
+    from rag.why import shared_words
+
     async for question, passages, error in _answers(settings, questions, top=top, floor=floor):
         if error:
             note(f"searched by words alone, the question could not be embedded: {error}")
         if json:
             found = [{name: getattr(passage, name) for name in _FIELDS} for passage in passages]
+            if why:
+                for result, passage in zip(found, passages, strict=True):
+                    result["why"] = shared_words(question.text, passage)
             write_json({"id": question.id, "results": found} | ({"embedding_error": error} if error else {}))
         else:
             _print(question, passages, with_question=len(questions) > 1, floor=floor)
@@ -101,11 +109,14 @@ async def _answers(
 
 
 def _print(question: _Question, passages: Sequence[Passage], *, with_question: bool, floor: bool) -> None:
+    from rag.why import shared_words
+
     if with_question:
         write(f"# {question.text}\n\n")
     for number, passage in enumerate(passages, start=1):
         place = " > ".join(filter(None, (passage.document, passage.heading)))
-        write(f"{number}. {place} ({passage.score:.2f})\n{passage.text}\n\n")
+        words = ", ".join(shared_words(question.text, passage)) or "its document's title, or nearness in meaning"
+        write(f"{number}. {place} ({passage.score:.2f})\nfound by: {words}\n{passage.text}\n\n")
     if not passages:
         nearest = "--no-floor prints what comes nearest, " if floor else ""
         note(f"nothing found; {nearest}protostar reindex indexes the corpus folder")

@@ -1,6 +1,6 @@
 """Protostar at work on this machine: Redis, PostgreSQL, a model server and a worker, started for you.
 
-Without a command: a tour. The servers listen on no network port but the model server's, on loopback;
+Without a command: a tour. The servers listen on no network port but the model server's and `web`'s, on loopback;
 everything ends with this program. What it stores is in .protostar/; for root, where that can't be reached by
 another account, in a folder of the temporary directory.
 """
@@ -17,6 +17,7 @@ import contextlib
 import os
 import shlex
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -28,10 +29,12 @@ from stack.conversation import Conversation
 from stack.errors import StackError
 from stack.parts import ROOT, SAMPLE_CORPUS, STATE, Parts, remove_state, running_parts
 from stack.tour import show_tour
+from stack.web import PORT, running_gateway
 
 with contextlib.suppress(ImportError):
     import readline  # noqa: F401  # gives `input` an editable line
 
+_WATCH_S: Final = 0.5
 _EPILOG: Final = """\
 With OPENAI_API_KEY or OPENROUTER_API_KEY and PROTOSTAR_CHAT_MODEL set (and OPENAI_BASE_URL for
 a server of your own), that model answers. Otherwise a local stand-in does, by quoting what was found.
@@ -72,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, run, text in [
         ("ask", _ask, "answer one question: the answer on standard output, the rest on standard error"),
         ("chat", _chat, "hold a conversation"),
+        ("web", _web, "answer in a browser: a gateway and a chat page on loopback, until Ctrl-C"),
         ("up", _up, up),
         ("reset", _reset, "remove what earlier runs have stored"),
     ]:
@@ -87,6 +91,8 @@ def _parser() -> argparse.ArgumentParser:
             )
         if run is _ask:
             command.add_argument("question", metavar="QUESTION")
+        if run is _web:
+            command.add_argument("--port", type=int, default=PORT, help="0 takes a free one (default: %(default)s)")
     return parser
 
 
@@ -121,6 +127,20 @@ def _read_line() -> str:
         return input("\n> ").strip()
     except EOFError:
         return ""
+
+
+def _web(arguments: argparse.Namespace) -> None:
+    notes = _console(stderr=True)
+    with running_parts(arguments.corpus) as parts:
+        _index(parts, arguments.corpus, notes)
+        gateway = running_gateway(parts.base, parts.environment, port=arguments.port)
+        with parts.worker() as worker, gateway as web:
+            print(web.url, flush=True)
+            notes.print("Open it in a browser; Ctrl-C here ends everything.")
+            while worker.running and web.process.running:
+                time.sleep(_WATCH_S)
+            ended = web.process if worker.running else worker
+            raise StackError(f"a process has ended; the end of {ended.log}:\n{ended.last_lines()}")
 
 
 def _up(arguments: argparse.Namespace) -> None:

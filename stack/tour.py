@@ -16,6 +16,7 @@ _SHOWN_CHARACTERS: Final = 100
 
 _NEXT: Final = """\
 다음에 해 볼 것 · What to try next
+  ./demo web                                 a chat page in your browser · 브라우저에서 대화
   ./demo chat                                a conversation · 대화
   ./demo ask "..." --corpus DIR              your own Markdown files · 내 문서로 묻기
   ./demo up                                  the servers alone, for your own worker and scripts

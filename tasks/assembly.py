@@ -17,8 +17,10 @@ from rag.prompt import HISTORY_SHARE, History, Prompt, PromptTooLongError, build
 from rag.prompt_files import PAGE_CONTEXT
 from rag.providers import CompletionRequest, ContextLengthError
 from rag.retrieve import Passage, retrieve
+from tasks import metrics
 from tasks.context import Tools
 from tasks.recipe import Recipe
+from tasks.steps import step
 from tasks.turns import Turn, load_history
 
 logger = logging.getLogger("protostar.prompt")
@@ -46,8 +48,9 @@ async def gather(tools: Tools, turn: Turn, persona: str) -> Material:
     passages: list[Passage] = []
     if request.mode != PAGE_CONTEXT:
         asked = [earlier.question for earlier in history.turns]
-        passages = await retrieve(request.content, history=asked, embedder=tools.embedder)
-        passages = await with_neighbours(passages, _room(tools, turn, persona))
+        with step("retrieve"):
+            passages = await retrieve(request.content, history=asked, embedder=tools.embedder)
+            passages = await with_neighbours(passages, _room(tools, turn, persona))
     return Material(persona, history, passages)
 
 
@@ -141,7 +144,9 @@ async def _make(tools: Tools, turn: Turn, material: Material, context_window: in
         count=turn.count,
     )
     is_quick = context_window <= QUICK_WINDOW and len(request.context) + len(request.content) <= QUICK_CHARACTERS
-    prompt = build() if is_quick else await asyncio.to_thread(build)
+    with step("prompt"):
+        prompt = build() if is_quick else await asyncio.to_thread(build)
+    metrics.PROMPT_TOKENS.observe(prompt.token_count)
     turn.input_tokens = prompt.token_count
     turn.sources = [_source(passage) for passage in prompt.passages]
     turn.recipe = Recipe.of(prompt.parts, prompt.messages, parameters=_parameters(tools, turn, prompt))

@@ -12,6 +12,7 @@ from arq.jobs import Deserializer, SerializationError, deserialize_job_raw
 from arq.utils import ms_to_datetime, timestamp_ms
 from protostar_client.contract import ErrorCode, JobError
 
+from tasks.logs import JobLabels
 from tasks.queue import Claim
 from tasks.retry import Again, Waited, attempts_used_up, judge
 
@@ -69,6 +70,8 @@ class Attempt:
         self._cancelled_by: CancelReason | None = None
         self._over = False
         self._read(job_deserializer)
+        session = self.kwargs.get("session_id")
+        self.labels = JobLabels(claim, session if isinstance(session, str) else "")
 
     def _read(self, job_deserializer: Deserializer | None) -> None:
         if self.claim.payload is None:

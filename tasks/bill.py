@@ -18,7 +18,7 @@ from typing import Final
 from uuid import UUID
 
 from protostar_client import keys
-from protostar_client.contract import EventType, JobError, Usage, clean_text
+from protostar_client.contract import EventType, Usage, clean_text
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 from tortoise.backends.base.client import BaseDBAsyncClient
@@ -27,10 +27,11 @@ from tortoise.expressions import Q
 from models import Charge
 from models.transaction import RETRY_FOR_S, transact
 from rag.providers import ProviderError, StalledError
+from tasks import metrics
 from tasks.caps import check_caps
 from tasks.context import Tools
 from tasks.queue import REDIS_TIMEOUT_S, Claim
-from tasks.retry import MAX_TRIES, judge
+from tasks.retry import code_of
 
 logger = logging.getLogger("protostar.bill")
 
@@ -59,7 +60,8 @@ RETURNING attempt
 class OpenCharge:
     """The charge of an attempt that has sent, or is about to send, its request.
 
-    `attempt` numbers the row. `input_tokens` is our estimate for the request under way, `spent` the sum of those
+    `attempt` numbers the row. `asked` is the model as the settings name it, `model` as its provider does once it
+    has answered. `input_tokens` is our estimate for the request under way, `spent` the sum of those
     that are over. `user_uuid` is None where the cost is nobody's.
     """
 
@@ -68,12 +70,14 @@ class OpenCharge:
     user_uuid: UUID | None
     provider: str
     model: str
+    asked: str
     input_tokens: int
     spent: Usage = field(default_factory=lambda: Usage(input_tokens=0, output_tokens=0))
 
     def add(self, usage: Usage, *, model: str) -> None:
         """Add what a request cost whose answer is there, made by `model`."""
         self.spent = _sum(self.spent, usage)
+        metrics.spent(self.asked, usage)
         self.model = model
 
     async def complete(self, outcome: str, connection: BaseDBAsyncClient) -> None:
@@ -99,7 +103,7 @@ class OpenCharge:
 
 def new_charge(tools: Tools, claim: Claim, *, user_uuid: UUID | None, model: str, input_tokens: int) -> OpenCharge:
     """A charge, not yet written, for an attempt that is to ask `model` with a prompt of so many tokens."""
-    return OpenCharge(claim.job_id, claim.attempt, user_uuid, tools.provider.name, model, input_tokens)
+    return OpenCharge(claim.job_id, claim.attempt, user_uuid, tools.provider.name, model, model, input_tokens)
 
 
 @asynccontextmanager
@@ -127,7 +131,7 @@ async def billed(
         output_tokens = said_tokens()
         if output_tokens or isinstance(error, StalledError):  # or else it was refused, which costs nothing
             charge.add(_estimate(charge, output_tokens), model=charge.model)
-        await charge.complete_alone(_code(error))
+        await charge.complete_alone(code_of(error))
         raise
     except BaseException:
         charge.add(_estimate(charge, said_tokens()), model=charge.model)
@@ -181,11 +185,6 @@ async def _said(redis: Redis, job_id: str, attempt: int) -> str:
         return ""
     events = (json.loads(fields[b"data"]) for _, fields in entries)
     return "".join(event["text"] for event in events if event["type"] == EventType.DELTA)
-
-
-def _code(error: ProviderError) -> str:
-    verdict = judge(error, tries=MAX_TRIES, max_tries=MAX_TRIES, spared=0)
-    return verdict.code if isinstance(verdict, JobError) else verdict.reason
 
 
 def _sum(first: Usage, second: Usage) -> Usage:

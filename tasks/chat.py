@@ -86,4 +86,5 @@ async def _stream(tools: Tools, provider: Provider, request: CompletionRequest, 
                 return part
             if text := clean_text(part):
                 turn.answer.say(text)
+                tools.pace.add(text)
     raise AssertionError("a provider's stream ends with a Finish or an error")

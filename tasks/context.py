@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from arq.connections import ArqRedis
 
@@ -16,6 +16,7 @@ from tasks.calibration import TokenRatios
 from tasks.events import EventLog
 from tasks.gated_provider import GatedProvider
 from tasks.outbox import OutboxRelay
+from tasks.pace import Pace
 from tasks.queue import Claim, Queue
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Tools:
     ratios: TokenRatios
     events: EventLog
     outbox: OutboxRelay
+    pace: Pace
     raise_attempt: Callable[[Claim, int], Awaitable[bool]]
 
 
@@ -57,3 +59,17 @@ class Context(TypedDict):
     """The turn, once a chat job has opened it; its ending is told through it."""
     charge: NotRequired[OpenCharge]
     """The charge of a job that is no turn, once it asks a model."""
+
+
+def about_worker(ctx: dict[Any, Any]) -> dict[str, Any]:
+    """What a worker's heartbeat says of its tools (fields of `tasks.beat.Beat`)."""
+    tools: Tools = ctx["tools"]
+    settings = tools.settings
+    models = (*settings.chat_models, settings.summary_model_or_chat, settings.embedding_model)
+    return {
+        "provider": tools.provider.name,
+        "models": [model for model in dict.fromkeys(models) if model],
+        "requests_per_minute": settings.requests_per_minute,
+        "tokens_per_minute": settings.tokens_per_minute,
+        "tokens_a_second": tools.pace.tokens_a_second(),
+    }

@@ -19,6 +19,7 @@ from protostar_client.contract import (
 
 from models import Message, MessageStatus
 from rag.providers import Finish
+from tasks import metrics
 from tasks.attempt import Attempt, JobCancelledError, LeaseLostError
 from tasks.bill import CANCELLED, DONE, OpenCharge, close_lost
 from tasks.context import Context, Tools
@@ -43,8 +44,9 @@ async def told_before(ctx: Context) -> None:
 
 async def complete(tools: Tools, turn: Turn, finish: Finish) -> dict[str, Any]:
     """Commit a whole answer with its summary's job, then tell `done`; returns the job's result."""
-    turn.model = clean_text(finish.model)
     usage = finish.usage or _estimated_usage(turn)
+    metrics.answered(turn.model, usage.output_tokens, began_s=turn.began_s)
+    turn.model = clean_text(finish.model)
     if turn.charge is not None:
         turn.charge.add(usage, model=turn.model)
     try:

@@ -20,6 +20,7 @@ from protostar_client.contract import ErrorCode, Event, EventType, JobError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from tasks import metrics
 from tasks.attempt import LeaseLostError
 from tasks.queue import REDIS_TIMEOUT_S, Claim, run_script
 
@@ -117,6 +118,7 @@ class Answer:
 
     def _close_delta(self) -> None:
         if self._unsaid:
+            self._log.pieces += len(self._unsaid)
             text, self._unsaid = "".join(self._unsaid), []
             self._put(EventType.DELTA, {"text": text})
 
@@ -173,6 +175,7 @@ class EventLog:
         self._redis = redis
         self._owner = owner
         self._ttl_s = ttl_s
+        self.pieces = 0  # of all answers, since the last flush
         self._dirty: dict[Answer, None] = {}
         self._open: WeakSet[Answer] = WeakSet()
         self._wake = asyncio.Event()
@@ -246,6 +249,8 @@ class EventLog:
     async def _flush(self) -> None:
         batches = [_Batch(answer, answer.take()) for answer in self._dirty]
         self._dirty.clear()
+        metrics.PIECES.inc(self.pieces)
+        self.pieces = 0
         batches = [batch for batch in batches if batch.entries]
         if not batches:
             return

@@ -27,9 +27,10 @@ from rag.providers import (
     RateLimitedError,
     StalledError,
 )
+from tasks import metrics
 from tasks.queue import run_script
 from tasks.rate_limit import RateLimits
-from tasks.retry import FIRST_DELAY_S, LONGEST_DELAY_S
+from tasks.retry import FIRST_DELAY_S, LONGEST_DELAY_S, code_of
 
 logger = logging.getLogger("protostar.gate")
 
@@ -124,7 +125,9 @@ class Gate:
                 return await ask(model)
             except ProviderBusyError as error:
                 busy.append(error)
-        raise min(busy, key=lambda error: error.retry_after_s)
+        soonest = min(busy, key=lambda error: error.retry_after_s)
+        metrics.GATE_WAITS.labels("down" if soonest.is_down else "limited").inc()
+        raise soonest
 
     async def _enter(self, model: str, tokens: int) -> Ticket:
         token = uuid4().hex
@@ -196,6 +199,8 @@ class Ticket:
         if self._is_over:
             return error
         is_probe = bool(self.token)
+        if not isinstance(error, ProviderBusyError):
+            metrics.MODEL_ERRORS.labels(self.model, code_of(error)).inc()
         match error:
             case RateLimitedError():
                 await self._end("limited", error.retry_after_s or 0.0)

@@ -7,6 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 
 from rag.providers import Completion, CompletionRequest, Finish, Provider, ProviderError, StreamPart
 from tasks.gate import Gate, Ticket
+from tasks.traces import request_span
 
 
 class GatedProvider:
@@ -81,7 +82,8 @@ class GatedProvider:
         else:
             ticket = await self._gate.enter([model], tokens=tokens)
         try:
-            yield ticket
+            with request_span(model):
+                yield ticket
         except ProviderError as error:
             raise await ticket.failed(error) from None
         finally:

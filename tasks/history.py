@@ -24,12 +24,16 @@ async def read_history(_ctx: Context, **arguments: Any) -> dict[str, Any]:
     Raises:
         InvalidRequest: an argument is missing or wrong.
     """
-    request = HistoryRequest.parse(arguments)
+    return {"messages": await stored_messages(HistoryRequest.parse(arguments))}
+
+
+async def stored_messages(request: HistoryRequest) -> list[dict[str, Any]]:
+    """The messages that a request asks for, as JSON values."""
     session = await Session.get_or_none(user_uuid=request.user_uuid, session_id=request.session_id)
     if session is None:
-        return {"messages": []}
+        return []
     rows = await Tortoise.get_connection("default").execute_query_dict(_NEWEST, [session.id, request.limit])
-    return {"messages": [_entry(row) for row in reversed(rows)]}
+    return [_entry(row) for row in reversed(rows)]
 
 
 def _entry(row: dict[str, Any]) -> dict[str, Any]:

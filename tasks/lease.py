@@ -32,6 +32,7 @@ class Heartbeat:
         lease_ms: how long Redis believes the last beat.
         health_key: ARQ's health key, kept alive by every beat.
         health: the text for it.
+        beat: what the worker says of itself, a JSON object (`tasks.beat`).
         held: the ids the worker runs, asked for before each beat.
         on_lost: called from the thread with the ids that Redis no longer lists.
     """
@@ -44,6 +45,7 @@ class Heartbeat:
         lease_ms: int,
         health_key: str,
         health: Callable[[], str],
+        beat: Callable[[], str],
         held: Callable[[], set[bytes]],
         on_lost: OnLost,
     ) -> None:
@@ -57,6 +59,7 @@ class Heartbeat:
         self._lease_ms = lease_ms
         self._health_key = health_key
         self._health = health
+        self._beat_text = beat
         self._held = held
         self._on_lost = on_lost
         self._stop = threading.Event()
@@ -95,8 +98,7 @@ class Heartbeat:
 
     def _beat(self) -> None:
         held = self._held()
-        reply = self._redis.eval(
-            script("heartbeat"), 0, self._owner, str(self._lease_ms), self._health_key, self._health()
-        )
+        texts = (self._owner, str(self._lease_ms), self._health_key, self._health(), self._beat_text())
+        reply = self._redis.eval(script("heartbeat"), 0, *texts)
         if lost := held - set(cast(list[bytes], reply)):
             self._on_lost(lost)

@@ -7,7 +7,7 @@ from typing import Final
 
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import RedisStorage
-from limits.aio.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
+from limits.aio.strategies import MovingWindowRateLimiter, RateLimiter, SlidingWindowCounterRateLimiter
 from protostar_client import keys
 from redis.asyncio import Redis
 
@@ -42,6 +42,17 @@ class RateLimits:
         # A request larger than the whole minute has to go through at some time.
         cost = min(tokens, self._tokens)
         return await self._take_tokens(model, cost) if cost else 0.0
+
+    async def left(self, model: str) -> tuple[int | None, int | None]:
+        """The requests and the tokens that may still be asked now; None where there is no limit. Takes nothing."""
+        requests = await self._left(self._requests_window, "requests", self._requests, model)
+        return requests, await self._left(self._tokens_window, "tokens", self._tokens, model)
+
+    async def _left(self, window: RateLimiter, name: str, limit: int, model: str) -> int | None:
+        if not limit:
+            return None
+        stats = await window.get_window_stats(RateLimitItemPerMinute(limit), name, model)
+        return max(0, stats.remaining)
 
     async def _take_request(self, model: str) -> float:
         limit = RateLimitItemPerMinute(self._requests)

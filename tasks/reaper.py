@@ -13,6 +13,7 @@ from protostar_client import keys
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, RedisError
 
+from tasks import metrics
 from tasks.lease import CONNECTION_NAME_PREFIX
 from tasks.queue import REDIS_TIMEOUT_S, Queue
 
@@ -109,6 +110,7 @@ class Reaper:
             gone = now - self._absent_since.get(owner, now) >= GONE_AFTER_S
             taken = await self._queue.reap(owner, only_expired=not gone)
             if taken:
+                metrics.TAKEOVERS.inc(taken)
                 logger.warning("jobs_taken_over owner=%s jobs=%d gone=%s", owner, taken, gone)
         if sweep:
             queue_cursor, holders_cursor, mended = await self._queue.sweep(*self._cursors)

@@ -97,6 +97,12 @@ def judge(error: BaseException, *, tries: int, max_tries: int, spared: int, wait
     return JobError(ErrorCode.INTERNAL, "the job failed; the worker's log says why")
 
 
+def code_of(error: ProviderError) -> str:
+    """The code of a job that fails for good with `error`."""
+    verdict = judge(error, tries=MAX_TRIES, max_tries=MAX_TRIES, spared=0)
+    return verdict.code if isinstance(verdict, JobError) else verdict.reason
+
+
 def attempts_used_up(max_tries: int, last_reason: str) -> JobError:
     """The failure of a job whose attempts all ended without an outcome, by crashes say."""
     return _exhausted(max_tries, last_reason)

@@ -18,6 +18,7 @@ from rag.summary import to_session_summary, what_is_wrong
 from tasks.asking import ask_twice, no_room
 from tasks.bill import DONE, OpenCharge, close_lost
 from tasks.context import Context
+from tasks.logs import label_session
 from tasks.outbox import add_roll_up_job
 from tasks.tail import (
     TAIL_MESSAGES,
@@ -49,6 +50,7 @@ async def roll_up_session(ctx: Context, **arguments: Any) -> dict[str, Any]:
     tools, request = ctx["tools"], RollUpRequest.parse(arguments)
     await close_lost(tools, ctx["redis"], ctx["claim"])
     row = await _session(request.session)
+    label_session(row.session_id)
     count = await tools.ratios.count()
     shares = shares_of(tools, count)
     step = await _next_step(row, shares, count) if (row.summary_until or 0) == request.until else None
@@ -144,9 +146,7 @@ async def _store(session: Session, summary: str | None, step: _Step, charge: Ope
         return bool(moved)
 
     moved = await transact(work)
-    logger.info(
-        "session_rolled_up session=%d until=%d turns=%d moved=%s", session.id, step.until, len(step.turns), moved
-    )
+    logger.info("session_rolled_up row=%d until=%d turns=%d moved=%s", session.id, step.until, len(step.turns), moved)
 
 
 def _result(session: Session, charge: OpenCharge | None = None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from arq.utils import timestamp_ms
 from protostar_client.contract import ErrorCode, JobError
 from redis.exceptions import RedisError
 
+from tasks import metrics, traces
 from tasks.attempt import Attempt, Done, Ending, Outcome
 from tasks.caps import CapReachedError
 from tasks.queue import Queue
@@ -66,14 +67,21 @@ class Settler:
             case Ending.LOST:
                 worker.jobs_retried += 1
                 held = False
+        self._note_end(attempt, outcome, held=held)
+
+    def _note_end(self, attempt: Attempt, outcome: Outcome, *, held: bool) -> None:
+        how, took_ms = _describe(outcome), timestamp_ms() - attempt.started_ms
+        known = attempt.function if attempt.function in self._worker.functions else ""
+        metrics.attempt_ended(known, how if held else Ending.LOST.value, took_ms / 1000)
+        traces.note(failed=isinstance(outcome, JobError | Again), **{"protostar.outcome": how})
         logger.info(
             "attempt_ended job_id=%s function=%s attempt=%d outcome=%s held=%s ms=%d",
             attempt.job_id,
             attempt.function,
-            claim.attempt,
-            _describe(outcome),
+            attempt.claim.attempt,
+            how,
             held,
-            timestamp_ms() - attempt.started_ms,
+            took_ms,
         )
 
     async def untold(self, attempt: Attempt, outcome: Outcome, problem: Exception) -> Outcome:
@@ -86,9 +94,12 @@ class Settler:
     async def _finish(self, attempt: Attempt, result: Any, *, success: bool) -> bool:
         data, ttl_ms = self._result(attempt, result, success=success)
         dead_letter = "" if success else _dead_letter(attempt, result)
-        return await self._until_taken(
+        held = await self._until_taken(
             lambda: self._queue.done(attempt.claim, result=data, result_ttl_ms=ttl_ms, dead_letter=dead_letter)
         )
+        if held and dead_letter:
+            metrics.DEAD_LETTERS.labels(result.code).inc()
+        return held
 
     def _result(self, attempt: Attempt, result: Any, *, success: bool) -> tuple[bytes | None, int]:
         worker = self._worker

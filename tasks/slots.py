@@ -29,6 +29,16 @@ class Slots:
         """The names of the classes."""
         return tuple(self._slots)
 
+    @property
+    def taken(self) -> dict[str, int]:
+        """Taken slots by class; may be asked from any thread."""
+        return dict(self._taken)
+
+    @property
+    def all(self) -> dict[str, int]:
+        """Slots by class, free or not."""
+        return dict(self._slots)
+
     def class_of(self, function: str) -> str:
         """The class of a function's jobs."""
         return self._classes.get(function, DEFAULT_CLASS)

@@ -14,6 +14,7 @@ from rag.summary import build_summary_prompt, short_enough, to_summary, to_suppo
 from tasks.asking import ask_twice
 from tasks.bill import DONE, OpenCharge, close_lost
 from tasks.context import Context, Tools
+from tasks.logs import label_session
 from tasks.outbox import add_roll_up_job
 from tasks.tail import is_outgrown
 
@@ -35,6 +36,7 @@ async def summarize_message(ctx: Context, **arguments: Any) -> dict[str, Any]:
     tools, request = ctx["tools"], SummaryRequest.parse(arguments)
     await close_lost(tools, ctx["redis"], ctx["claim"])
     message = await _answer(request.message_id)
+    label_session(message.session.session_id)
     if message.summary is not None:
         return _result(message, "", _NOTHING)
     if short_enough(message.content):

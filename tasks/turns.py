@@ -12,6 +12,7 @@ from models import Message, MessageRole, MessageStatus, Session
 from models.transaction import transact
 from rag.calibration import CorrectedCount
 from rag.prompt import History
+from tasks import metrics
 from tasks.attempt import LeaseLostError
 from tasks.bill import OpenCharge
 from tasks.context import Tools
@@ -19,6 +20,7 @@ from tasks.events import Answer
 from tasks.outbox import add_summary_job
 from tasks.queue import Claim
 from tasks.recipe import Recipe
+from tasks.steps import step
 from tasks.tail import newest_messages, stored_turns
 
 LONGEST_PAUSE_S: Final = 2.0  # a frozen worker's rows must be free when its job is taken over
@@ -47,12 +49,15 @@ class Turn:
     """Of the prompt, once it is made."""
     charge: OpenCharge | None = None
     """Of this attempt, once it asks the model."""
+    began_s: float = 0.0
+    """When the first token came, by the monotonic clock."""
 
     def answered_by(self, model: str) -> None:
-        """Note which of the models has begun to answer."""
+        """Note which of the models has begun to answer: its first token is here."""
         self.model = model
+        self.began_s = metrics.first_token(model, self.claim.rank_ms)
         if self.charge is not None:
-            self.charge.model = model
+            self.charge.model = self.charge.asked = model
 
 
 async def open_turn(tools: Tools, request: ChatRequest, claim: Claim, *, named_user: str) -> Turn:
@@ -158,4 +163,5 @@ async def store_answer(
             await add_summary_job(answer.id, connection)
         return answer
 
-    return await transact(work, longest_pause_s=LONGEST_PAUSE_S)
+    with step("store"):
+        return await transact(work, longest_pause_s=LONGEST_PAUSE_S)

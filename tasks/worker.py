@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import json
 import logging
 import os
 import re
 import signal
 import socket
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from secrets import token_hex
 from typing import Any, ClassVar, Final
@@ -33,6 +35,7 @@ from tasks.queue import REDIS_TIMEOUT_S, Claim, Queue
 from tasks.reaper import Reaper
 from tasks.settle import Settler
 from tasks.slots import Slots
+from tasks.traces import attempt_span
 from tasks.waiting import wait_for_event
 
 logger = logging.getLogger("protostar.worker")
@@ -43,6 +46,7 @@ DRAIN_S: Final = 8.0  # for handing jobs over once the grace time is up
 LEASE_TTL_EXTRA_S: Final = 600.0
 
 Hook = Callable[[dict[Any, Any]], Awaitable[Any]]
+About = Callable[[dict[Any, Any]], Mapping[str, Any]]
 OnFailure = Callable[[dict[Any, Any], "Attempt", JobError | asyncio.CancelledError], Awaitable[None]]
 
 
@@ -56,6 +60,7 @@ class Worker(arq.worker.Worker):
         slots: class -> jobs at once; what has no class shares `max_jobs`.
         turn_function: the function whose jobs are turns of a session.
         on_job_failure: told of every job that ends without a result, before it is finished.
+        about: what else its heartbeat says of it (fields of `tasks.beat.Beat`); asked from a thread of its own.
     """
 
     # ARQ takes from the settings class what the signature of its Worker names.
@@ -71,6 +76,7 @@ class Worker(arq.worker.Worker):
         slots: Mapping[str, int] | None = None,
         turn_function: str = "",
         on_job_failure: OnFailure | None = None,
+        about: About | None = None,
         **stock: Any,
     ) -> None:
         super().__init__(functions, **stock)
@@ -80,6 +86,8 @@ class Worker(arq.worker.Worker):
         self._redis_url = redis_url
         self._lease_ms = int(lease_s * 1000)
         self._on_job_failure = on_job_failure
+        self._about = about
+        self._started_s = self._looked_s = time.monotonic()
         self._slots = Slots({DEFAULT_CLASS: self.max_jobs, **(slots or {})}, classes or {})
         self._turn_function = turn_function
         self._attempts: dict[bytes, Attempt] = {}
@@ -163,6 +171,7 @@ class Worker(arq.worker.Worker):
             return POLL_S
         at_most = max(0, self.max_burst_jobs - self._jobs_started()) if self._is_bounded_burst else None
         claimed = await self._queue.claim(self._slots.free(at_most))
+        self._looked_s = time.monotonic()
         for claim in claimed.claims:
             self._start(claim)
         if claimed.has_more:
@@ -175,9 +184,14 @@ class Worker(arq.worker.Worker):
         attempt.ctx = {**self.ctx, **attempt.context()}
         slot = self._slots.take(attempt.function) if takes_slot else self._slots.take_none()
         self._attempts[claim.id] = attempt
-        task = self.loop.create_task(self._run_and_settle(attempt), name=f"job:{claim.job_id}")
+        task = self.loop.create_task(self._observed(attempt), name=f"job:{claim.job_id}")
         self.tasks[claim.job_id] = task
         task.add_done_callback(lambda done: self._ended(attempt, slot, done))
+
+    async def _observed(self, attempt: Attempt) -> None:
+        attempt.labels.bind()
+        with attempt_span(attempt):
+            await self._run_and_settle(attempt)
 
     async def _run_and_settle(self, attempt: Attempt) -> None:
         await self._hook(self.on_job_start, attempt.ctx)
@@ -220,7 +234,7 @@ class Worker(arq.worker.Worker):
             del self._attempts[attempt.claim.id]
             self.tasks.pop(attempt.claim.job_id, None)
         if not task.cancelled() and (error := task.exception()):
-            logger.error("attempt_broke job_id=%s", attempt.job_id, exc_info=error)
+            logger.error("attempt_broke job_id=%s", attempt.job_id, exc_info=error, extra=attempt.labels.extra)
             self._reconcile_due = True  # Redis still counts it as ours
         self._wake.set()
 
@@ -272,7 +286,7 @@ class Worker(arq.worker.Worker):
     def _lost(self, job_ids: set[bytes]) -> None:
         for job_id in job_ids:
             if (attempt := self._attempts.get(job_id)) and attempt.cancel("lost"):
-                logger.warning("lease_lost job_id=%s", attempt.job_id)
+                logger.warning("lease_lost job_id=%s", attempt.job_id, extra=attempt.labels.extra)
 
     def handle_sig(self, signum: signal.Signals) -> None:
         """Stop: take nothing new, let jobs finish for the grace time; a second signal hands them over now."""
@@ -328,6 +342,22 @@ class Worker(arq.worker.Worker):
             f"j_retried={self.jobs_retried} j_ongoing={len(self.tasks)}"
         )
 
+    def _beat(self) -> str:
+        now_s = time.monotonic()
+        beat = {
+            "up_s": now_s - self._started_s,
+            "looked_s": now_s - self._looked_s,
+            "is_stopping": self._stop.is_set(),
+            "slots": self._slots.all,
+            "busy": self._slots.taken,
+            "jobs_complete": self.jobs_complete,
+            "jobs_failed": self.jobs_failed,
+            "jobs_retried": self.jobs_retried,
+        }
+        with contextlib.suppress(Exception):  # a beat must come, whatever it says
+            beat |= self._about(self.ctx) if self._about else {}
+        return json.dumps(beat)
+
     def _make_queue(self) -> Queue:
         return Queue(
             self.pool,
@@ -344,6 +374,7 @@ class Worker(arq.worker.Worker):
             lease_ms=self._lease_ms,
             health_key=self.health_check_key,
             health=self._health,
+            beat=self._beat,
             held=lambda: set(self._attempts),
             on_lost=self._lost_from_thread,
         )

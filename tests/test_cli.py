@@ -69,8 +69,9 @@ def test_wrong_use_exits_with_2_and_writes_no_data(arguments: tuple[str, ...]) -
 def test_help_names_every_command() -> None:
     done = protostar("--help")
     assert done.returncode == 0
-    for command in ("migrate", "reindex", "search", "chunks", "ask"):
+    for command in ("migrate", "reindex", "search", "chunks", "ask", "chat", "enqueue", "watch", "jobs", "status"):
         assert f"\n  {command} " in done.stdout
+    assert "Exit codes: 0 done; 1 failed" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -319,8 +320,11 @@ def test_reindex_then_search(database_url: str, corpus: Path, tmp_path: Path) ->
     assert (set(passage), passage["document"]) == (fields, "가이드/redis.md")
     assert second["results"][0]["document"] == "queues.md"
 
-    readable = protostar("search", "lease", **variables)
+    readable = protostar("search", "When will the leases expire?", **variables)
     assert readable.stdout.startswith("1. queues.md > Queues (")
+    assert readable.stdout.splitlines()[1] == "found by: leases, expire?"
+    why = protostar("search", "파일은 언제 지우나?", "--json", "--why", "--no-floor", **variables)
+    assert json.loads(why.stdout)["results"][0]["why"] == ["파일은"]
     nothing = protostar("search", "zebra xylophone", **variables)
     assert (nothing.returncode, nothing.stdout) == (0, "")
     assert "nothing found" in nothing.stderr

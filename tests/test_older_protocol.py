@@ -332,8 +332,8 @@ async def test_the_guides_lines_put_dead_elements_back_in_order(redis_client: Re
     for number in range(3):
         letter = {"reason": "", "element": element(number), "at": ""}
         await cast(Awaitable[int], redis_client.lpush(OLDER_DEAD, json.dumps(letter)))
-    [lines] = re.findall(r"```python\n(.+?)```", (ROOT / "docs" / "migration.md").read_text(), re.DOTALL)
-    code = lines.replace("redis://localhost:6379/0", redis_url) + "client.close()"
+    [lines] = re.findall(r"```python\n(.+?)```", (ROOT / "docs" / "from-brpop.md").read_text(), re.DOTALL)
+    code = lines.replace('os.environ["REDIS_URL"]', repr(redis_url)) + "client.close()"
     await asyncio.to_thread(exec, code, {})
     assert await items(redis_client, OLDER_QUEUE) == [element(number).encode() for number in (2, 1, 0)]
     assert await letters(redis_client) == []

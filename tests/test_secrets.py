@@ -146,8 +146,8 @@ async def test_a_worker_that_cannot_start_says_why_without_a_secret(house: House
 
 
 def test_commands_show_no_secret(house: House) -> None:
-    shown = [protostar(house, *arguments) for arguments in (("dead",), ("search", "질문"), ("migrate",))]
-    shown += [protostar(house, "dead" if "REDIS_URL" in wrong else "migrate", **wrong) for wrong in WRONG]
+    shown = [protostar(house, *arguments) for arguments in (("jobs",), ("status",), ("search", "질문"))]
+    shown += [protostar(house, "jobs" if "REDIS_URL" in wrong else "migrate", **wrong) for wrong in WRONG]
     assert_secret("\n".join(shown), *SECRETS)
 
 

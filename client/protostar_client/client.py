@@ -23,6 +23,7 @@ from protostar_client.contract import (
 from protostar_client.errors import ConnectionLost, QueueFull, SessionBusy
 from protostar_client.handle import JobHandle
 from protostar_client.reader import EventReader
+from protostar_client.tracing import enqueue_span
 
 MAX_QUEUE: Final = 10_000
 PATIENCE_S: Final = 15.0
@@ -136,15 +137,16 @@ class ChatClient:
     async def _enqueue(
         self, function: str, job_id: str, request: ChatRequest | HistoryRequest, *, on_busy: OnBusy = "enqueue"
     ) -> JobHandle:
-        payload = dump_json({"t": None, "f": function, "a": [], "k": request.arguments()})
         session = keys.session(request.user_uuid, request.session_id) if function == GENERATE_CHAT else ""
         where = [keys.job(job_id), keys.result(job_id), keys.QUEUE, keys.ABORT, keys.HOLDERS, keys.turns(session)]
-        what: list[str | bytes | int] = [job_id, payload[:-1] + b',"et":', _JOB_LIFE_MS, self._max_queue, keys.WAKE]
         turn = [on_busy, session, GENERATE_CHAT, keys.JOB_PREFIX, keys.WAKE_ABORT_PREFIX]
-        try:
-            reply, ran_before = await self._connection.run_script("enqueue", keys=where, args=[*what, *turn])
-        except ConnectionLost as error:
-            raise ConnectionLost(str(error), job_id=job_id) from error
+        with enqueue_span(function, job_id) as trace:
+            payload = dump_json({"t": None, "f": function, "a": [], "k": request.arguments(), **trace})
+            what: list[str | bytes | int] = [job_id, payload[:-1] + b',"et":', _JOB_LIFE_MS, self._max_queue, keys.WAKE]
+            try:
+                reply, ran_before = await self._connection.run_script("enqueue", keys=where, args=[*what, *turn])
+            except ConnectionLost as error:
+                raise ConnectionLost(str(error), job_id=job_id) from error
         created = _is_created(reply, ran_before, request, self._max_queue)
         return self._handle(job_id, request.user_uuid, created=created, is_owned=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from typing import Any, Final
 
@@ -14,6 +14,9 @@ from rag.providers.streaming import Limits, Patience, Response, read_parts
 
 CONNECT_TIMEOUT_S: Final = 10.0
 MOST_REDIRECTS: Final = 5
+
+Headers = Callable[[], Mapping[str, str]]
+"""Further headers for the request that the running task is about to send."""
 
 STREAMED: Final[dict[str, Any]] = {"stream": True, "stream_options": {"include_usage": True}}
 """What a request says further if its answer is to be streamed."""
@@ -28,8 +31,9 @@ class Adapter(ABC):
 
     name: str
 
-    def __init__(self, *, api_key: str, limits: Limits) -> None:
+    def __init__(self, *, api_key: str, limits: Limits, headers: Headers) -> None:
         self._limits = limits
+        self._headers = headers
         self._translator = Translator(self.name, api_key=api_key)
 
     @abstractmethod
@@ -77,6 +81,10 @@ class Adapter(ABC):
         with self._guard(texts):
             text = await patience.wait(self._embed(texts, model))
         return vectors_of(json_object(text, self._translator), texts, self._translator)
+
+    async def _add_headers(self, request: Any) -> None:
+        """For httpx or httpx2: called with every request before it is sent."""
+        request.headers.update(self._headers())
 
     @contextmanager
     def _guard(self, prompt: Sequence[str] = ()) -> Iterator[None]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import openai
 
-from rag.providers.adapter import CONNECT_TIMEOUT_S, MOST_REDIRECTS, STREAMED, Adapter
+from rag.providers.adapter import CONNECT_TIMEOUT_S, MOST_REDIRECTS, STREAMED, Adapter, Headers
 from rag.providers.protocol import CompletionRequest, ProviderError
 from rag.providers.streaming import Limits, Response
 
@@ -18,8 +18,8 @@ class OpenAIProvider(Adapter):
 
     name = "openai"
 
-    def __init__(self, *, api_key: str, base_url: str | None, limits: Limits) -> None:
-        super().__init__(api_key=api_key, limits=limits)
+    def __init__(self, *, api_key: str, base_url: str | None, limits: Limits, headers: Headers = dict) -> None:
+        super().__init__(api_key=api_key, limits=limits, headers=headers)
         timeout = openai.Timeout(None, connect=CONNECT_TIMEOUT_S)
         with self._guard():
             self._client = openai.AsyncOpenAI(
@@ -28,7 +28,9 @@ class OpenAIProvider(Adapter):
                 max_retries=0,
                 timeout=timeout,
                 # The SDK's own faster transport: reading a token through it costs half as much.
-                http_client=openai.DefaultAioHttpClient(timeout=timeout, max_redirects=MOST_REDIRECTS),
+                http_client=openai.DefaultAioHttpClient(
+                    timeout=timeout, max_redirects=MOST_REDIRECTS, event_hooks={"request": [self._add_headers]}
+                ),
             )
         self._models_without_max_tokens: set[str] = set()
 

@@ -12,7 +12,7 @@ from openrouter import OpenRouter
 from openrouter.errors import OpenRouterError, ResponseValidationError
 from openrouter.utils import BackoffStrategy, RetryConfig
 
-from rag.providers.adapter import CONNECT_TIMEOUT_S, MOST_REDIRECTS, STREAMED, Adapter
+from rag.providers.adapter import CONNECT_TIMEOUT_S, MOST_REDIRECTS, STREAMED, Adapter, Headers
 from rag.providers.protocol import CompletionRequest, ProviderError
 from rag.providers.streaming import Limits
 
@@ -34,14 +34,14 @@ class OpenRouterProvider(Adapter):
 
     name = "openrouter"
 
-    def __init__(self, *, api_key: str, base_url: str | None, limits: Limits) -> None:
-        super().__init__(api_key=api_key, limits=limits)
+    def __init__(self, *, api_key: str, base_url: str | None, limits: Limits, headers: Headers = dict) -> None:
+        super().__init__(api_key=api_key, limits=limits, headers=headers)
         self._http = httpx.AsyncClient(
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
             limits=httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=100),
             follow_redirects=True,
             max_redirects=MOST_REDIRECTS,
-            event_hooks={"response": [_note]},
+            event_hooks={"request": [self._add_headers], "response": [_note]},
         )
         self._http_sync = httpx.Client()
         with self._guard():

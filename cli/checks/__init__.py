@@ -1,0 +1,1 @@
+"""What `protostar doctor` looks at: one module for each part of the house."""

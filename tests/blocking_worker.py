@@ -1,0 +1,27 @@
+"""Settings of a worker with one more function, which blocks its event loop for ever."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from arq import func
+
+import arq_settings
+
+
+async def block(ctx: dict[str, Any]) -> None:
+    """Hold the loop up; the heartbeat, which has a thread of its own, goes on."""
+    while True:
+        time.sleep(1)  # noqa: ASYNC251
+
+
+# ARQ reads what the class itself holds, not what it inherits.
+WorkerSettings = type(
+    "WorkerSettings",
+    (),
+    {
+        **vars(arq_settings.WorkerSettings),
+        "functions": [*arq_settings.WorkerSettings.functions, func(block, name="block")],
+    },
+)
