@@ -54,15 +54,11 @@ class Live:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The chunks with the best scores, best first, and the share of the question's weight that each holds.
-
-    `known` is the share of that weight whose terms stand anywhere in the corpus.
-    """
+    """The chunks with the best scores, best first, and the share of the question's weight that each holds."""
 
     chunk_ids: list[int]
     scores: list[float]
     shares: list[float]
-    known: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +176,7 @@ def _score(
     for term, weight in idf.items():
         mass += weight * _holds(rows[term].places, best)
     total = max(sum(idf.values()), 1e-9)
-    known = sum(weight for term, weight in idf.items() if len(rows[term].places)) / total
-    return Found(chunk_ids[best].tolist(), scores[best].tolist(), (mass / total).tolist(), known)
+    return Found(chunk_ids[best].tolist(), scores[best].tolist(), (mass / total).tolist())
 
 
 def _idf(size: int, frequency: int) -> float:

@@ -20,14 +20,9 @@ from rag.snapshot import read_chunks, read_live, snapshot
 from rag.vectors import Near, VectorCache
 
 TOP_K: Final = 8
-FLOOR: Final = 0.24
+FLOOR: Final = 0.27
 """The least share of a question's weight that its best passage must hold, if any passage is to be given."""
-KNOWN_FLOOR: Final = 0.55
-"""The least share of a question's weight whose terms the corpus must hold anywhere."""
-NEAR_FLOOR: Final = 0.1
-"""How far towards 1 from the corpus's level the nearest vector must be, where words alone would give nothing."""
 
-_FEW_TERMS: Final = 2
 _CANDIDATES: Final = 3
 _MORE_CANDIDATES: Final = 8
 _POOL: Final = 100
@@ -115,23 +110,19 @@ async def _by_words(asked: _Asked, top_k: int, *, floor: bool) -> list[Passage]:
 
 async def _candidates(connection: Any, live: Live | None, asked: _Asked, limit: int) -> _Candidates:
     if live is None:
-        return _Candidates({}, {}, speaks=False)
+        return _Candidates({}, {}, 0.0)
     found = await _kept().postings.search(connection, live, asked.weights, limit)
     rows = await read_chunks(connection, live.generation_id, found.chunk_ids)
-    speaks = _speaks(found, rows, len(asked.weights))
-    if not speaks and asked.alone and len(asked.alone) < len(asked.weights):
+    share = _greatest_share(found, rows)
+    if share < FLOOR and asked.alone and len(asked.alone) < len(asked.weights):
         # What was asked before speaks of something else: that must not hide what this question finds.
         found_alone = await _kept().postings.search(connection, live, asked.alone, limit)
-        speaks = _speaks(found_alone, rows, len(asked.alone))
-    return _Candidates(rows, dict(zip(found.chunk_ids, found.scores, strict=True)), speaks)
+        share = max(share, _greatest_share(found_alone, rows))
+    return _Candidates(rows, dict(zip(found.chunk_ids, found.scores, strict=True)), share)
 
 
-def _speaks(found: Found, rows: Container[int], term_count: int) -> bool:
-    """Whether the corpus speaks of a question: it knows most of its words, and one chunk holds enough of them."""
-    # Of two words, the one that is not known may be another word for what is.
-    is_known = term_count <= _FEW_TERMS or found.known >= KNOWN_FLOOR
-    shares = (share for id_, share in zip(found.chunk_ids, found.shares, strict=True) if id_ in rows)
-    return is_known and max(shares, default=0.0) >= FLOOR
+def _greatest_share(found: Found, rows: Container[int]) -> float:
+    return max((share for id_, share in zip(found.chunk_ids, found.shares, strict=True) if id_ in rows), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,20 +150,21 @@ def _kept() -> _Kept:
 
 @dataclass(frozen=True, slots=True)
 class _Candidates:
-    """Chunks by their ids, and whether, by their words, they speak of the question."""
+    """Chunks by their ids, with the greatest share of the question's weight that one of them holds."""
 
     rows: Mapping[int, Mapping[str, Any]]
     scores: Mapping[int, float]
-    speaks: bool
+    share: float
 
     def passages(self, top_k: int, *, floor: bool) -> list[Passage]:
-        return [] if floor and not self.speaks else _distinct(self.rows, self.scores, top_k)
+        return [] if floor and self.share < FLOOR else _distinct(self.rows, self.scores, top_k)
 
 
 async def _by_both(
     question: str, live: Live, words: _Candidates, near: Near | None, top_k: int, *, floor: bool
 ) -> list[Passage]:
-    if near is None or (floor and not words.speaks and not _is_near(near)):
+    if near is None or (floor and words.share < FLOOR and near.scores[0] < near.level):
+        # What the corpus is about is nearer to a part of it than its parts are to each other, whatever the model.
         return words.passages(top_k, floor=floor)
     further = [id_ for id_ in near.chunk_ids if id_ not in words.rows]
     async with snapshot() as connection:
@@ -180,11 +172,6 @@ async def _by_both(
     dense = {id_: score for id_, score in zip(near.chunk_ids, near.scores, strict=True) if id_ in rows}
     lexical = {id_: score for id_, score in words.scores.items() if id_ in rows}
     return _distinct(rows, fuse(lexical, dense, dense_weight(question)), top_k)
-
-
-def _is_near(near: Near) -> bool:
-    # Models differ in how near everything is to everything, so the corpus's own level is what to compare with.
-    return near.scores[0] - near.level >= NEAR_FLOOR * (1 - near.level)
 
 
 def _in_session(question: str, history: Sequence[str]) -> str:

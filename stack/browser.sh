@@ -39,7 +39,7 @@ get_browser() {
 
 # apt-get with folders of our own: it reads the system's settings, takes none of its locks and changes nothing.
 apt_get() {
-    apt-get -qq -o Debug::NoLocking=1 -o APT::Sandbox::User="$(id -un)" \
+    apt-get -qq -o Acquire::Retries=3 -o Debug::NoLocking=1 -o APT::Sandbox::User="$(id -un)" \
         -o Dir::State::Lists="$browser/lists" -o Dir::Cache::Archives="$browser/archives" \
         -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= "$@"
 }

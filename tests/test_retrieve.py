@@ -138,34 +138,3 @@ async def test_a_term_of_the_heading_alone_finds_the_chunk(database_url: str, tm
         await reindex(tmp_path, settings=SETTINGS)
         assert [passage.heading for passage in await retrieve("xylophone")] == ["Zebra > Manual > Xylophone"]
         assert len(await retrieve("zebra")) == 1
-
-
-async def test_a_question_of_words_that_the_corpus_lacks_finds_none(database_url: str, tmp_path: Path) -> None:
-    (tmp_path / "a.md").write_text("# Workers\n\nA worker renews its lease while a job runs.\n")
-    (tmp_path / "b.md").write_text("# Streams\n\nA stream keeps the events of an answer.\n")
-    async with connect(database_url):
-        await reindex(tmp_path, settings=SETTINGS)
-        # One chunk holds a good part of the question, and the rest is about nothing here.
-        assert await retrieve("worker lease job visa passport") == []
-        assert [found.document for found in await retrieve("worker lease job renewal")] == ["a.md"]
-
-
-async def test_a_session_does_not_answer_for_another_subject(sample: None) -> None:
-    assert await retrieve("김치찌개는?", history=["SKIP LOCKED는 어떻게 쓰나요?"]) == []
-    assert await retrieve("and sourdough bread?", history=["what does max_jobs do?"]) == []
-    found = await retrieve("그럼 BM25는?", history=["SKIP LOCKED는 어떻게 쓰나요?"])
-    assert any("BM25" in passage.text for passage in found)
-
-
-@pytest.mark.parametrize(
-    ("question", "before"),
-    [
-        ("왜 그런가요?", "SKIP LOCKED는 어떻게 쓰나요?"),
-        ("예를 들면?", "SKIP LOCKED는 어떻게 쓰나요?"),
-        ("and why is that?", "How does SKIP LOCKED work?"),
-        ("can you tell me more about it?", "How does SKIP LOCKED work?"),
-    ],
-)
-async def test_follow_ups_of_both_languages_use_the_session(sample: None, question: str, before: str) -> None:
-    found = await retrieve(question, history=[before])
-    assert any("SKIP LOCKED" in passage.text for passage in found)
