@@ -282,7 +282,8 @@ async def test_many_readers_share_one_blocking_read(client: ChatClient, worker: 
     handles = [await ask(client, session_id=str(number)) for number in range(20)]
     readings = [asyncio.create_task(ids(handle)) for handle in handles for _ in range(5)]
     await until(lambda: blocked(redis), "a read blocks")
-    assert await blocked(redis) == ["protostar-client"]
+    for _ in range(20):  # between two blocks there is none
+        assert await blocked(redis) in ([], ["protostar-client"])
     assert len([info for info in await redis.client_list() if info["name"] == "protostar-client"]) < 40
     for handle in handles:
         await worker.say(handle.job_id, "1-1", "start", session_id="s", model="m")

@@ -151,6 +151,7 @@ async def test_interrupt_ends_the_running_and_the_waiting_turns_and_answers_the_
 
 async def test_a_turn_that_was_just_enqueued_can_be_interrupted(shared_house: House, client: ChatClient) -> None:
     house, user = shared_house, uuid4()
+    house.model.script(*({"contains": f"질문 {number}", "hold": "never"} for number in range(9)))
     turns = [await ask(client, f"질문 {number}", user_uuid=user, on_busy="interrupt") for number in range(10)]
     assert await turns[-1].text() != ""
     for turn in turns[:-1]:
