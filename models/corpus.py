@@ -24,8 +24,7 @@ class Generation(Model):
     """One build of the index with one set of settings. Retrieval reads the one that `is_current`.
 
     `embedding_model` made its vectors, empty where it has none; every chunk had one when `has_vectors` became true.
-    `vectors_version` rises whenever vectors were added. `vectors_level` is the mean cosine of two of its chunks where
-    PostgreSQL has an index of the vectors (`rag.vector_index`), null where it has none.
+    `vectors_version` rises whenever vectors were added. `vectors_level` is no longer used.
     """
 
     id = fields.BigIntField(primary_key=True)

@@ -1,189 +1,100 @@
-"""BM25 over the index, scored in this process: postings are read from PostgreSQL once and kept while they last.
-
-In SQL the same sum cost a millisecond for every thousand chunks. A segment's rows never change, so what was read
-of one is true for as long as the segment lives; which segments live is asked anew for every question.
-"""
+"""BM25, scored in this process: in SQL the same sum cost a millisecond for every thousand chunks."""
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from rag.lexical import saturation
+from rag.postings import Ints, Postings
+from rag.question import Query
 
-Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
-Factors = npt.NDArray[np.uint16]
+Places = npt.NDArray[np.intp]
 
-CACHE_BYTES: Final = 96 * 1024 * 1024
-"""The most that one process keeps of postings."""
-
-_FACTOR_BITS: Final = 12  # of an entry, below its ordinal: see rag.lexical
-_FACTOR_MASK: Final = (1 << _FACTOR_BITS) - 1
-_ROW_OVERHEAD_BYTES: Final = 400
-_ARRAY_HEADER: Final = 20
-_INT4_ELEMENT: Final = np.dtype([("size", ">i4"), ("value", ">i4")])
-_INT8_ELEMENT: Final = np.dtype([("size", ">i4"), ("value", ">i8")])
+_RECONSIDERED: Final = 200  # beyond those wanted, for what coverage brings up
+_MINOR: Final = 0.02  # of a question's weight: a word that says no more is none to be held
 
 
-@dataclass(frozen=True, slots=True)
-class Live:
-    """The index that serves, as one snapshot shows it: `embedding_model` is empty until its vectors are complete."""
+class Hit(NamedTuple):
+    """What the words of a question say of one chunk: its score, and the share of the question's weight that it holds.
 
-    generation_id: int
-    created_at: datetime
-    embedding_model: str
-    vectors_version: int
-    segment_ids: tuple[int, ...]
-    chunk_counts: tuple[int, ...]
-    term_count: int
+    Half of that share counts where only one of three words or more is held: any text holds some word.
+    """
 
-    @property
-    def chunk_count(self) -> int:
-        """Chunks in its segments, with those that were deleted since."""
-        return sum(self.chunk_counts)
+    score: float
+    share: float
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The chunks with the best scores, best first, and the share of the question's weight that each holds."""
+    """What the words of a question say of every live chunk."""
 
-    chunk_ids: list[int]
-    scores: list[float]
-    shares: list[float]
+    _query: Query
+    _postings: Postings
+    _idf: Mapping[str, float]
+    _scores: Floats
 
+    def best(self, limit: int) -> list[int]:
+        """The chunks with the best scores, best first."""
+        places = _best(self._scores, limit + _RECONSIDERED)
+        scores = [hit.score for hit in self._hits(places)]
+        order = np.argsort(-np.asarray(scores), kind="stable")[:limit]
+        return self._postings.chunks.ids[places[order]].tolist()  # type: ignore[no-any-return]
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """A term's entries in all live segments: chunks by their places in the row of all segments' chunks.
+    def of(self, chunk_ids: Iterable[int]) -> dict[int, Hit]:
+        """The hit of each of some chunks; one that is not live shares nothing with the question."""
+        hits = dict.fromkeys(chunk_ids, Hit(0.0, 0.0))
+        ids, order = self._postings.chunks.ids, self._postings.chunks.order
+        if len(ids):
+            wanted = np.fromiter(hits, dtype=np.int64)
+            places = order[np.minimum(np.searchsorted(ids, wanted, sorter=order), len(ids) - 1)]
+            places = places[ids[places] == wanted]
+            hits.update(zip(ids[places].tolist(), self._hits(places), strict=True))
+        return hits
 
-    `pieces` says of a segment where its entries start and stop, and the place of its first chunk.
-    """
+    def standard(self, hits: Mapping[int, Hit]) -> dict[int, float]:
+        """The scores in standard deviations from the mean of all live chunks."""
+        mean, spread = float(self._scores.mean()), float(self._scores.std())
+        return {id_: (hit.score - mean) / spread if spread else 0.0 for id_, hit in hits.items()}
 
-    layout: tuple[int, ...]
-    pieces: Mapping[int, tuple[int, int, int]]
-    places: Ints
-    factors: Factors
+    def _hits(self, places: Places) -> list[Hit]:
+        rows = self._postings.rows
+        held = {term: weight * _holds(rows[term].places, places) for term, weight in self._idf.items()}
+        total = max(sum(self._idf.values()), 1e-9)
+        shares = sum(held.values(), np.zeros(len(places))) / total
+        scores = self._scores[places] * (1 + self._query.coverage * shares)
+        words = [word for word in self._query.words if self._weight(word) > _MINOR * total]
+        is_held = (sum(held[term] for term in word) >= self._weight(word) / 2 for word in words)
+        says_little = (sum(is_held, np.zeros(len(places))) < 2) & (len(words) > 2)
+        return list(map(Hit, scores.tolist(), np.where(says_little, shares / 2, shares).tolist()))
 
-    def size_bytes(self) -> int:
-        return self.places.nbytes + self.factors.nbytes + _ROW_OVERHEAD_BYTES
-
-    def piece(self, segment_id: int) -> tuple[Ints, Factors]:
-        """A segment's entries, its chunks counted from 0."""
-        start, stop, base = self.pieces[segment_id]
-        return self.places[start:stop] - np.int32(base), self.factors[start:stop]
-
-
-class PostingsCache:
-    """What this process has read of the postings of one database."""
-
-    def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
-        self._max_bytes = max_bytes
-        self._size_bytes = 0
-        self._rows: OrderedDict[str, _Row] = OrderedDict()
-        self._chunk_ids: dict[int, npt.NDArray[np.int64]] = {}
-        self._made_of: tuple[int, datetime] | None = None
-
-    async def search(self, connection: Any, live: Live, weights: Mapping[str, float], limit: int) -> Found:
-        """The chunks of `live` that score best for weighted terms; a term that the corpus lacks weighs most."""
-        if (made_of := (live.generation_id, live.created_at)) != self._made_of:
-            self._clear(made_of)
-        rows = await self._read(connection, live, list(weights))
-        chunk_ids = await self._read_chunk_ids(connection, live)
-        return await asyncio.to_thread(_score, live, rows, weights, chunk_ids, limit)
-
-    def _clear(self, made_of: tuple[int, datetime]) -> None:
-        """Forget a generation that is over; its creation tells it from one of a database that was made anew."""
-        self._rows.clear()
-        self._chunk_ids.clear()
-        self._size_bytes = 0
-        self._made_of = made_of
-
-    async def _read(self, connection: Any, live: Live, terms: Sequence[str]) -> dict[str, _Row]:
-        """Every term's row in the layout of `live`; only segments that it has not got are read."""
-        lacking: dict[tuple[int, ...], list[str]] = {}
-        for term in terms:
-            layout = self._rows[term].layout if term in self._rows else ()
-            if layout != live.segment_ids or term not in self._rows:
-                lacking.setdefault(layout, []).append(term)
-        fresh: dict[str, _Row] = {}
-        for layout, group in lacking.items():
-            missing = [id_ for id_ in live.segment_ids if id_ not in layout]
-            read = await connection.fetch(_POSTINGS, group, missing) if missing else []
-            entries = {(row["term"], row["segment_id"]): _entries(row["entries"]) for row in read}
-            fresh |= {term: _join(live, term, self._rows.get(term), entries) for term in group}
-        rows = {term: fresh[term] if term in fresh else self._rows[term] for term in terms}
-        for term, row in rows.items():
-            self._keep(term, row)
-        return rows
-
-    def _keep(self, term: str, row: _Row) -> None:
-        before = self._rows.pop(term, None)
-        self._size_bytes += row.size_bytes() - (before.size_bytes() if before else 0)
-        self._rows[term] = row
-        while self._size_bytes > self._max_bytes and len(self._rows) > 1:
-            _, oldest = self._rows.popitem(last=False)
-            self._size_bytes -= oldest.size_bytes()
-
-    async def _read_chunk_ids(self, connection: Any, live: Live) -> npt.NDArray[np.int64]:
-        known = self._chunk_ids
-        missing = [id_ for id_ in live.segment_ids if id_ not in known]
-        read = await connection.fetch(_CHUNK_IDS, missing) if missing else []
-        fresh = {row["id"]: _array(row["chunk_ids"], _INT8_ELEMENT).astype(np.int64) for row in read}
-        self._chunk_ids = {id_: known[id_] if id_ in known else fresh[id_] for id_ in live.segment_ids}
-        return np.concatenate([*self._chunk_ids.values(), np.zeros(0, np.int64)])
+    def _weight(self, word: frozenset[str]) -> float:
+        return sum(self._idf[term] for term in word)
 
 
-def _join(live: Live, term: str, before: _Row | None, entries: Mapping[tuple[str, int], Ints]) -> _Row:
-    """A term's row in the layout of `live`, from the segments it was in before and those read now."""
-    pieces: dict[int, tuple[int, int, int]] = {}
-    places, factors = [_NO_INTS], [_NO_FACTORS]
-    base = size = 0
-    for segment_id, chunk_count in zip(live.segment_ids, live.chunk_counts, strict=True):
-        if before is not None and segment_id in before.pieces:
-            ordinals, bits = before.piece(segment_id)
-        else:
-            values = entries.get((term, segment_id), _NO_INTS)
-            ordinals, bits = values >> _FACTOR_BITS, (values & _FACTOR_MASK).astype(np.uint16)
-        pieces[segment_id] = (size, size + len(ordinals), base)
-        places.append(ordinals + np.int32(base))
-        factors.append(bits)
-        size += len(ordinals)
-        base += chunk_count
-    return _Row(live.segment_ids, pieces, np.concatenate(places), np.concatenate(factors))
-
-
-def _score(
-    live: Live, rows: Mapping[str, _Row], weights: Mapping[str, float], chunk_ids: npt.NDArray[np.int64], limit: int
-) -> Found:
-    size = live.chunk_count
-    idf = {term: weight * _idf(size, len(rows[term].places)) for term, weight in weights.items()}
-    factors = np.asarray(saturation(round(live.term_count / max(size, 1))), dtype=np.float32)
+def score(postings: Postings, query: Query) -> Found:
+    """Score all chunks of an index for a query; a term that the corpus lacks weighs most. Work for a thread."""
+    size = postings.live.chunk_count
+    idf = {term: weight * _idf(size, len(postings.rows[term].places)) for term, weight in query.weights.items()}
+    factors = np.asarray(saturation(round(postings.live.term_count / max(size, 1))), dtype=np.float32)
     scores = np.zeros(size, dtype=np.float32)
     for term, weight in idf.items():
-        row = rows[term]
+        row = postings.rows[term]
         scores[row.places] += (factors * np.float32(weight))[row.factors]
-    best = _best(scores, limit)
-    mass = np.zeros(len(best))
-    for term, weight in idf.items():
-        mass += weight * _holds(rows[term].places, best)
-    total = max(sum(idf.values()), 1e-9)
-    return Found(chunk_ids[best].tolist(), scores[best].tolist(), (mass / total).tolist())
+    return Found(query, postings, idf, scores)
 
 
 def _idf(size: int, frequency: int) -> float:
     return math.log(1 + (size - frequency + 0.5) / (frequency + 0.5))
 
 
-def _best(scores: Floats, limit: int) -> npt.NDArray[np.int64]:
+def _best(scores: Floats, limit: int) -> Places:
     """The places of the highest scores above 0, best first, equal ones in their order."""
     found = np.flatnonzero(scores)
     if len(found) > limit:
@@ -192,29 +103,9 @@ def _best(scores: Floats, limit: int) -> npt.NDArray[np.int64]:
     return found[np.argsort(-scores[found], kind="stable")][:limit]
 
 
-def _holds(places: Ints, wanted: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+def _holds(places: Ints, wanted: Places) -> npt.NDArray[np.bool_]:
     """Of each wanted place, whether it is among `places`, which rise."""
     if not len(places):
         return np.zeros(len(wanted), dtype=np.bool_)
     at = np.minimum(np.searchsorted(places, wanted), len(places) - 1)
     return np.asarray(places[at] == wanted)
-
-
-def _entries(data: bytes) -> Ints:
-    return _array(data, _INT4_ELEMENT).astype(np.int32)
-
-
-def _array(data: bytes, element: np.dtype[Any]) -> npt.NDArray[Any]:
-    """The values of an array of one dimension without nulls, from PostgreSQL's binary form of it."""
-    return np.frombuffer(data, dtype=element, offset=_ARRAY_HEADER)["value"]
-
-
-_NO_INTS: Final = np.zeros(0, np.int32)
-_NO_FACTORS: Final = np.zeros(0, np.uint16)
-
-# Decoding an array into Python's integers would cost more than all the rest.
-_POSTINGS: Final = """
-SELECT term, segment_id, array_send(entries) AS entries FROM postings
-WHERE term = ANY ($1::text[] COLLATE "C") AND segment_id = ANY ($2::bigint[])
-"""
-_CHUNK_IDS: Final = "SELECT id, array_send(chunk_ids) AS chunk_ids FROM segments WHERE id = ANY ($1::bigint[])"

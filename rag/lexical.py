@@ -60,8 +60,12 @@ def _stem(word: str) -> str:
 
 def terms(text: str) -> list[str]:
     """The index terms of a text, in order, with repetitions. Function words of English are none."""
-    runs = _RUNS.findall(unicodedata.normalize("NFKC", text))
-    return list(chain.from_iterable(map(_terms_of.__getitem__, runs)))
+    return list(chain.from_iterable(words(text)))
+
+
+def words(text: str) -> Iterable[Sequence[str]]:
+    """The index terms of each word of a text, in order."""
+    return map(_terms_of.__getitem__, _RUNS.findall(unicodedata.normalize("NFKC", text)))
 
 
 class _TermsOfRuns(dict[str, Sequence[str]]):

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from tortoise import Tortoise
 
-from rag.bm25 import Live
+from rag.postings import Live
 
 
 @asynccontextmanager

@@ -1,8 +1,8 @@
 """The vectors of a large generation once more, in an index of PostgreSQL, where the server has pgvector.
 
 `chunk_vectors` is the truth. A generation of `INDEXED_FROM` chunks and more has a table beside it, `vectors_of_{id}`,
-with the same vectors as pgvector's `halfvec` under an HNSW index. It is there when the generation's `vectors_level`
-is not null; dropping it loses nothing. Without it, search is exact and in the process (`rag.vectors`).
+with the same vectors as pgvector's `halfvec` under an HNSW index; dropping it loses nothing. Without it, search is
+exact and in the process (`rag.vectors`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import io
 import logging
 import platform
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,8 +24,8 @@ from tortoise.backends.base.client import BaseDBAsyncClient
 from tortoise.exceptions import BaseORMException
 
 from models.transaction import transact
-from rag.bm25 import Live
 from rag.embedding import Vectors
+from rag.postings import Live
 from rag.snapshot import snapshot
 
 logger = logging.getLogger("protostar.vectors")
@@ -37,14 +39,35 @@ LONGEST_LIST: Final = 400
 
 _MOST_NUMBERS: Final = 4000  # of a halfvec under an HNSW index
 _LOOKED_AT: Final = 800
+_SAMPLE: Final = 1000
 _COPIED_AT_ONCE: Final = 5000
 _BUILD_S: Final = 3600.0
 _CPU_FLAGS: Final = frozenset({"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"})
 _CPU_INFO: Final = Path("/proc/cpuinfo")
 _FAILURES: Final = (BaseORMException, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 
-Hits = tuple[list[int], list[float], float]
-"""Chunks, nearest first, their cosines, and the mean cosine of two chunks of the generation."""
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """The cosines of a question with chunks: with the nearest ones, and with those that were asked for.
+
+    `mean` and `spread`, a standard deviation, are those of its cosines with all chunks.
+    """
+
+    cosines: Mapping[int, float]
+    mean: float
+    spread: float
+
+    def standard(self) -> dict[int, float]:
+        """The cosines in standard deviations from their mean."""
+        return {id_: (cosine - self.mean) / self.spread if self.spread else 0.0 for id_, cosine in self.cosines.items()}
+
+    def nearness(self, chunk_id: int) -> float:
+        """How near a chunk is: 0 where it is as near as any, 1 where it says the same.
+
+        So models are comparable, whatever cosine they give to texts that have nothing in common.
+        """
+        return (self.cosines.get(chunk_id, self.mean) - self.mean) / max(1 - self.mean, 1e-9)
 
 
 async def keep_vector_index(generation_id: int, *, wanted: bool = True) -> None:
@@ -64,19 +87,26 @@ async def keep_vector_index(generation_id: int, *, wanted: bool = True) -> None:
         await _drop(generation_id)  # an index that lacks something would hide it
 
 
-async def search_index(live: Live, question: Vectors, limit: int) -> Hits | None:
-    """The chunks nearest to a question by the index; None where the generation has none.
+async def search_index(live: Live, question: Vectors, limit: int, also: Sequence[int] = ()) -> Near | None:
+    """The chunks nearest to a question by the index, and some others; None where the generation has no index.
+
+    Mean and spread are those of a sample.
 
     Raises:
         OSError, asyncpg.PostgresError, asyncpg.InterfaceError: the index can't be read.
     """
+    table = _table(live.generation_id)
     async with snapshot() as connection:
-        level = await connection.fetchval(_PREPARE, live.generation_id, str(_LOOKED_AT))
-        if level is None:
+        rows_a_sample = await connection.fetchval(_PREPARE, table, str(_LOOKED_AT))
+        if rows_a_sample is None:
             return None
-        numbers = ",".join(map(str, question.astype(STORED).tolist()))
-        rows = await connection.fetch(_NEAREST.format(table=_table(live.generation_id)), f"[{numbers}]", limit)
-    return [row["chunk_id"] for row in rows], [row["score"] for row in rows], level
+        numbers = f"[{','.join(map(str, question.astype(STORED).tolist()))}]"
+        nearest = await connection.fetch(_NEAREST.format(table=table), numbers, limit)
+        others = await connection.fetch(_OTHERS.format(table=table), numbers, list(also))
+        percent = min(100.0, 100.0 * _SAMPLE / max(rows_a_sample, 1))
+        sample = await connection.fetchrow(_SPREAD.format(table=table), numbers, percent)
+    cosines = {row["chunk_id"]: row["score"] for row in (*nearest, *others)}
+    return Near(cosines, sample["mean"] or 0.0, sample["spread"] or 0.0)
 
 
 def fits_this_cpu() -> bool:
@@ -105,12 +135,7 @@ async def _drop_all(but: int) -> None:
 
 
 async def _drop(generation_id: int) -> None:
-    async def work(connection: BaseDBAsyncClient) -> None:
-        await connection.execute_query("UPDATE generations SET vectors_level = NULL WHERE id = $1", [generation_id])
-        await connection.execute_query(f"DROP TABLE IF EXISTS {_table(generation_id)}")
-
-    if await _database().execute_query_dict(_HAS_TABLE, [_table(generation_id)]):
-        await transact(work)
+    await _database().execute_query(f"DROP TABLE IF EXISTS {_table(generation_id)}")
 
 
 async def _is_worth_it(generation_id: int) -> bool:
@@ -148,7 +173,7 @@ async def _write(connection: BaseDBAsyncClient, generation_id: int) -> int:
     if is_new:
         await database.execute(f"CREATE INDEX ON {table} USING hnsw (vector halfvec_ip_ops)", timeout=_BUILD_S)
     if changed:
-        await database.execute(_SET_LEVEL.format(table=table), generation_id, timeout=_BUILD_S)
+        await database.execute(f"ANALYZE {table}", timeout=_BUILD_S)
     return changed
 
 
@@ -184,7 +209,6 @@ _TABLES: Final = r"""
 SELECT substring(relname FROM '\d+$')::bigint AS generation_id FROM pg_class
 WHERE relname ~ '^vectors_of_\d+$' AND relkind = 'r' AND pg_table_is_visible(oid)
 """
-_HAS_TABLE: Final = "SELECT 1 WHERE to_regclass($1) IS NOT NULL"
 _HAS_INDEX: Final = """
 SELECT EXISTS (
     SELECT FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid JOIN pg_am ON pg_am.oid = relam
@@ -218,13 +242,16 @@ WHERE chunks.generation_id = $1 AND chunks.id > $2
     AND NOT EXISTS (SELECT FROM {table} AS ours WHERE ours.chunk_id = chunks.id)
 ORDER BY chunk_vectors.chunk_id LIMIT $3
 """
-# Of vectors of length 1, the mean of all pairs' products is the square of their mean.
-_SET_LEVEL: Final = """
-UPDATE generations SET vectors_level = (
-    SELECT -(mean <#> mean) FROM (SELECT avg(vector::vector) AS mean FROM {table}) AS all_of_them
-) WHERE id = $1
+_PREPARE: Final = """
+SELECT reltuples::float8 FROM pg_class, set_config('hnsw.ef_search', $2, TRUE) WHERE pg_class.oid = to_regclass($1)
 """
-_PREPARE: Final = "SELECT vectors_level FROM generations, set_config('hnsw.ef_search', $2, TRUE) WHERE id = $1"
 _NEAREST: Final = """
 SELECT chunk_id, -(vector <#> $1::text::halfvec) AS score FROM {table} ORDER BY vector <#> $1::text::halfvec LIMIT $2
+"""
+_OTHERS: Final = """
+SELECT chunk_id, -(vector <#> $1::text::halfvec) AS score FROM {table} WHERE chunk_id = ANY ($2::bigint[])
+"""
+_SPREAD: Final = """
+SELECT avg(score) AS mean, stddev_pop(score) AS spread
+FROM (SELECT -(vector <#> $1::text::halfvec) AS score FROM {table} TABLESAMPLE SYSTEM ($2::float8)) AS sample
 """

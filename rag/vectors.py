@@ -15,9 +15,9 @@ from tortoise import Tortoise
 from tortoise.backends.base.client import BaseDBAsyncClient
 
 from models.transaction import transact
-from rag.bm25 import Live
 from rag.embedding import Embedder, Vectors
-from rag.vector_index import LONGEST_LIST, STORED, search_index
+from rag.postings import Live
+from rag.vector_index import LONGEST_LIST, STORED, Near, search_index
 
 logger = logging.getLogger("protostar.vectors")
 
@@ -86,16 +86,6 @@ class _Matrix:
     version: int
     chunk_ids: npt.NDArray[np.int64]
     rows: Vectors
-    level: float
-
-
-@dataclass(frozen=True, slots=True)
-class Near:
-    """The chunks nearest to a question, best first, with their cosines; `level` is the mean cosine of two chunks."""
-
-    chunk_ids: list[int]
-    scores: list[float]
-    level: float
 
 
 @dataclass(slots=True)
@@ -109,28 +99,28 @@ class VectorCache:
     _failed_on: tuple[int, int] | None = None
     _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def search(self, live: Live, question: Vectors, limit: int) -> Near | None:
-        """The chunks nearest to a question; None where there is nothing to compare."""
-        if near := await self._by_index(live, question, limit):
+    async def search(self, live: Live, question: Vectors, limit: int, also: Sequence[int] = ()) -> Near | None:
+        """The chunks nearest to a question, and some others; None where there is nothing to compare."""
+        if near := await self._by_index(live, question, limit, also):
             self._matrix = None
             return near
         matrix = await self._current(live)
         if not len(matrix.chunk_ids) or matrix.rows.shape[1] != question.shape[0]:
             return None
-        return await asyncio.to_thread(_nearest, matrix, question, limit)
+        return await asyncio.to_thread(_nearest, matrix, question, limit, also)
 
-    async def _by_index(self, live: Live, question: Vectors, limit: int) -> Near | None:
+    async def _by_index(self, live: Live, question: Vectors, limit: int, also: Sequence[int]) -> Near | None:
         version = (live.generation_id, live.vectors_version)
         if limit > LONGEST_LIST or version == self._failed_on:
             return None
         try:
-            hits = await search_index(live, question, limit)
+            near = await search_index(live, question, limit, also)
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             # Not again before something changed: what fails at every question costs every question time.
             self._failed_on = version
             logger.warning("vector_index_failed search=exact error=%s: %s", type(error).__name__, error)
             return None
-        return Near(*hits) if hits and hits[0] else None
+        return near if near and near.cosines else None
 
     async def _current(self, live: Live) -> _Matrix:
         async with self._one_at_a_time:
@@ -140,11 +130,14 @@ class VectorCache:
             return matrix
 
 
-def _nearest(matrix: _Matrix, question: Vectors, limit: int) -> Near:
+def _nearest(matrix: _Matrix, question: Vectors, limit: int, also: Sequence[int]) -> Near:
     scores = matrix.rows @ question
-    best = np.argsort(-scores, kind="stable") if len(scores) <= limit else np.argpartition(-scores, limit)[:limit]
+    best = np.arange(len(scores)) if len(scores) <= limit else np.argpartition(-scores, limit)[:limit]
     best = best[np.argsort(-scores[best], kind="stable")]
-    return Near(matrix.chunk_ids[best].tolist(), scores[best].tolist(), matrix.level)
+    others = np.flatnonzero(np.isin(matrix.chunk_ids, list(also)))
+    places = np.concatenate([best, others])
+    cosines = dict(zip(matrix.chunk_ids[places].tolist(), scores[places].tolist(), strict=True))
+    return Near(cosines, float(scores.mean()), float(scores.std()))
 
 
 async def _load(live: Live, before: _Matrix | None) -> _Matrix:
@@ -167,9 +160,7 @@ async def _load(live: Live, before: _Matrix | None) -> _Matrix:
             parts.append(stored.reshape(len(read), -1).astype(np.float32))
             found.append(np.asarray([row["chunk_id"] for row in read], dtype=np.int64))
     vectors = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
-    # Of vectors of length 1, the mean of all pairs' products is the square of their mean.
-    level = float(np.square(vectors.mean(axis=0)).sum()) if len(vectors) else 0.0
-    return _Matrix(live.generation_id, live.vectors_version, np.concatenate(found), vectors, level)
+    return _Matrix(live.generation_id, live.vectors_version, np.concatenate(found), vectors)
 
 
 _NEXT_VERSION: Final = "UPDATE generations SET vectors_version = vectors_version + 1 WHERE id = $1"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from rag.lexical import terms
-from rag.retrieve import Passage, query_weights
+from rag.question import Question
+from rag.retrieve import Passage
 
 
 def shared_words(question: str, passage: Passage) -> list[str]:
@@ -12,5 +13,5 @@ def shared_words(question: str, passage: Passage) -> list[str]:
     A word is shared with its particle or ending, where a part of it is found. None where the document's title alone,
     or nearness in meaning, has brought the passage up.
     """
-    found = query_weights(question).keys() & set(terms(f"{passage.heading}\n{passage.text}"))
+    found = Question(question).query().weights.keys() & set(terms(f"{passage.heading}\n{passage.text}"))
     return [word for word in dict.fromkeys(question.split()) if not found.isdisjoint(terms(word))]

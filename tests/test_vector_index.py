@@ -15,8 +15,8 @@ from tortoise.migrations.autodetector import MigrationAutodetector
 
 from models.database import connect, tortoise_config
 from rag import vector_index
-from rag.bm25 import Live
 from rag.embedding import Vectors
+from rag.postings import Live
 from rag.snapshot import read_live, snapshot
 from rag.vector_index import fits_this_cpu, keep_vector_index, search_index
 from rag.vectors import VectorCache
@@ -84,9 +84,8 @@ async def live() -> Live:
 async def nearest(question: Vectors, cache: VectorCache | None = None) -> list[int]:
     found = await (cache or VectorCache()).search(await live(), question, TOP)
     assert found is not None
-    assert found.scores == sorted(found.scores, reverse=True)
-    assert abs(found.level) < 0.01
-    return found.chunk_ids
+    assert list(found.cosines.values()) == sorted(found.cosines.values(), reverse=True)
+    return list(found.cosines)
 
 
 def recall(found: list[list[int]], wanted: list[list[int]]) -> float:
@@ -98,12 +97,12 @@ async def tables() -> list[str]:
     return [row["relname"] for row in rows]
 
 
-async def plan(generation_id: int) -> str:
+async def plan() -> str:
     """How PostgreSQL would look for the nearest; nothing where there is no index."""
     async with snapshot() as connection:
-        await connection.fetch(vector_index._PREPARE, generation_id, str(vector_index._LOOKED_AT))
         rows = []
         for table in await tables():
+            await connection.fetch(vector_index._PREPARE, table, str(vector_index._LOOKED_AT))
             statement = vector_index._NEAREST.format(table=table)
             rows = await connection.fetch(f"EXPLAIN {statement}", str(random_vectors(1)[0].tolist()), TOP)
     return "\n".join(row[0] for row in rows)
@@ -151,7 +150,7 @@ async def test_the_index_finds_what_exact_search_finds(small: None, index_databa
     assert (await search_index(await live(), questions[0], TOP) is not None) == CAN_INDEX
     assert await tables() == [f"vectors_of_{generation_id}"][:CAN_INDEX]
     assert recall([await nearest(question) for question in questions], exact) >= 0.95
-    assert ("Index Scan using vectors_of" in await plan(generation_id)) == CAN_INDEX
+    assert ("Index Scan using vectors_of" in await plan()) == CAN_INDEX
 
 
 @pytest.mark.parametrize("limit", [TOP, 100])
@@ -162,8 +161,26 @@ async def test_the_index_is_what_answers(small: None, database: None, limit: int
     cache = VectorCache()
     found = await cache.search(await live(), random_vectors(1)[0], limit)
     assert found is not None
-    assert len(found.chunk_ids) == limit
+    assert len(found.cosines) == limit
     assert (cache._matrix is None) == CAN_INDEX
+
+
+async def test_chunks_that_are_not_near_are_compared_too(small: None, database: None) -> None:
+    vectors = random_vectors(FEW)
+    generation_id = await make_generation()
+    ids = await add_chunks(generation_id, vectors)
+    await keep_vector_index(generation_id)
+    stored = vectors.astype("<f2").astype(np.float32)
+    question = random_vectors(1)[0]
+    farthest = ids[int(np.argmin(stored @ question))]
+    for setting in ("auto", "exact"):
+        await keep_vector_index(generation_id, wanted=setting == "auto")
+        found = await VectorCache().search(await live(), question, TOP, also=[farthest, 0])
+        assert found is not None
+        assert len(found.cosines) == TOP + 1
+        cosines = stored @ question
+        assert found.cosines[farthest] == pytest.approx(float(cosines.min()), abs=0.01)
+        assert (found.mean, found.spread) == pytest.approx((cosines.mean(), cosines.std()), abs=0.001)
 
 
 async def test_without_the_extension_search_is_exact(

@@ -17,8 +17,9 @@ from rag.fusion import dense_weight, fuse
 from rag.index import reindex
 from rag.neighbours import with_neighbours
 from rag.providers import ProviderError, make_provider
+from rag.question import Question
 from rag.retrieve import Passage, retrieve
-from rag.vector_index import fits_this_cpu
+from rag.vector_index import Near, fits_this_cpu
 from tests.model_control import ModelControl
 
 SETTINGS = ChunkSettings(64, 16, "gpt-4o")
@@ -213,9 +214,17 @@ async def test_what_is_kept_of_the_index_follows_every_change(corpus: Path, embe
 
 
 def test_both_scores_count_by_their_weights() -> None:
-    assert fuse({1: 10.0, 2: 5.0, 3: 0.0}, {2: 0.9, 4: 0.1}, 0.5) == pytest.approx({1: 0.5, 2: 0.75, 3: 0.0, 4: 0.0})
-    assert fuse({7: 3.0}, {}, 0.25) == pytest.approx({7: 0.75})
-    assert dense_weight("큐가 뭐야?") < dense_weight("what is a queue?")
+    assert fuse({1: 4.0, 2: -1.0}, {2: 3.0, 4: 1.0}, 0.25) == pytest.approx({1: 3.0, 2: 0.0, 4: 0.25})
+    assert dense_weight(Question("큐가 뭐야?")) < dense_weight(Question("what is a queue?"))
+
+
+def test_nearness_is_the_same_for_models_that_differ_in_their_cosines() -> None:
+    wide = Near({1: 0.1, 2: 0.55}, mean=0.1, spread=0.1)
+    narrow = Near({1: 0.7, 2: 0.85}, mean=0.7, spread=0.02)
+    assert [wide.nearness(id_) for id_ in (1, 2, 3)] == pytest.approx([0, 0.5, 0])
+    assert [narrow.nearness(id_) for id_ in (1, 2, 3)] == pytest.approx([0, 0.5, 0])
+    assert wide.standard() == pytest.approx({1: 0, 2: 4.5})
+    assert Near({1: 0.3}, mean=0.3, spread=0).standard() == {1: 0}
 
 
 SECTION = "# Long\n\n" + "\n\n".join(

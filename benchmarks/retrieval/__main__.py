@@ -11,13 +11,20 @@ from typing import Final
 import uvloop
 
 from benchmarks.report import write
-from benchmarks.retrieval import quality, speed, texts
+from benchmarks.retrieval import quality, sets, speed, texts
 from benchmarks.retrieval.stage import running_postgres
 
 README: Final = Path(__file__).with_name("README.md")
 ROOT: Final = Path(__file__).resolve().parents[2]
 TEXTS: Final = ROOT / ".protostar" / "benchmark-texts"
 PARTS: Final = ("quality", "speed")
+
+
+async def _sets(folders: list[Path], questions: int) -> None:
+    with running_postgres() as server:
+        for section in await sets.measure(server, [sets.load(folder, questions) for folder in folders]):
+            print(section.markdown())
+            write(section, README)
 
 
 async def _main(parts: list[str], sizes: list[int]) -> None:
@@ -36,9 +43,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.retrieval", description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[])
     parser.add_argument("--sizes", nargs="+", type=int, choices=list(speed.TARGETS_MS), default=list(speed.TARGETS_MS))
+    parser.add_argument(
+        "--sets", nargs="+", type=Path, default=[], metavar="DIR", help="these sets alone; see README.md"
+    )
+    parser.add_argument("--questions", type=int, default=400, help="of each of these sets, at most")
     options = parser.parse_args()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_main(options.parts or list(PARTS), options.sizes))
+        if options.sets:
+            runner.run(_sets(options.sets, options.questions))
+        else:
+            runner.run(_main(options.parts or list(PARTS), options.sizes))
 
 
 if __name__ == "__main__":

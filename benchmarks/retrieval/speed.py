@@ -16,7 +16,8 @@ from typing import Any, Final
 from benchmarks.report import Section, figure, verdict
 from benchmarks.retrieval.stage import SETTINGS, indexed
 from benchmarks.retrieval.texts import generate
-from rag.retrieve import query_weights, retrieve
+from rag.question import Question
+from rag.retrieve import retrieve
 from stack.postgres import Postgres
 
 QUESTIONS: Final = 400
@@ -92,7 +93,7 @@ async def _questions(database: Any) -> list[str]:
         words = row["text"].split()
         start = rng.randrange(max(1, len(words) - 9))
         questions.append(" ".join(words[start : start + rng.randint(3, 9)]) + rng.choice(_ENDINGS))
-    return [question for question in questions if query_weights(question)]
+    return [question for question in questions if Question(question).query().weights]
 
 
 async def _size_factor(database: Any) -> float:
