@@ -15,6 +15,35 @@ from rag.retrieve import retrieve
 
 SAMPLE = Path(__file__).parents[1] / "corpus"
 SETTINGS = ChunkSettings(400, 60, "gpt-4o")
+ABOUT_THE_SAMPLE = [
+    "작업이 두 번 실행되지 않게 하려면?",
+    "큐가 뭐야?",
+    "SKIP LOCKED는 왜 쓰나요?",
+    "what does max_jobs do?",
+    "How does a worker recover after kill -9?",
+    "한국어 검색은 어떻게 되나요?",
+    "토큰 수는 어떻게 세나요",
+    "BM25가 무엇인가요?",
+    "스트리밍 답변이 끊기면?",
+    "How are chunks overlapped?",
+    "idempotency key",
+    "Redis 스트림과 Pub/Sub의 차이는?",
+]
+ABOUT_SOMETHING_ELSE = [
+    "How do I bake sourdough?",
+    "김치찌개 맛있게 끓이는 법 알려줘",
+    "What is the capital of France?",
+    "비트코인 가격 전망은?",
+    "파이썬으로 피보나치 수열 짜줘",
+    "부산 여행 코스 추천해줘",
+    "Tell me a joke about cats",
+    "대한민국 대통령은 누구야?",
+    "How many calories are in an apple?",
+    "주말에 볼 만한 영화 추천",
+    "안녕",
+    "",
+    "?!",
+]
 
 
 @pytest.fixture
@@ -43,53 +72,49 @@ def test_terms(text: str, expected: list[str]) -> None:
     assert sorted(terms(text)) == sorted(expected)
 
 
-@pytest.mark.parametrize(
-    "question",
-    [
-        "작업이 두 번 실행되지 않게 하려면?",
-        "큐가 뭐야?",
-        "SKIP LOCKED는 왜 쓰나요?",
-        "what does max_jobs do?",
-        "How does a worker recover after kill -9?",
-        "한국어 검색은 어떻게 되나요?",
-        "토큰 수는 어떻게 세나요",
-        "BM25가 무엇인가요?",
-        "스트리밍 답변이 끊기면?",
-        "How are chunks overlapped?",
-        "idempotency key",
-        "Redis 스트림과 Pub/Sub의 차이는?",
-    ],
-)
+@pytest.mark.parametrize("question", ABOUT_THE_SAMPLE)
 async def test_a_question_about_the_corpus_finds_passages(sample: None, question: str) -> None:
     passages = await retrieve(question)
     assert passages
     assert [passage.score for passage in passages] == sorted((p.score for p in passages), reverse=True)
 
 
-@pytest.mark.parametrize(
-    "question",
-    [
-        "How do I bake sourdough?",
-        "김치찌개 맛있게 끓이는 법 알려줘",
-        "What is the capital of France?",
-        "비트코인 가격 전망은?",
-        "파이썬으로 피보나치 수열 짜줘",
-        "부산 여행 코스 추천해줘",
-        "Tell me a joke about cats",
-        "대한민국 대통령은 누구야?",
-        "How many calories are in an apple?",
-        "주말에 볼 만한 영화 추천",
-        "안녕",
-        "",
-        "?!",
-    ],
-)
+@pytest.mark.parametrize("question", ABOUT_SOMETHING_ELSE)
 async def test_a_question_about_something_else_finds_none(sample: None, question: str) -> None:
     assert await retrieve(question) == []
 
 
 async def test_without_the_floor_whatever_shares_a_term_is_found(sample: None) -> None:
     assert await retrieve("How many workers are in an apple?", floor=False)
+
+
+async def test_one_word_of_many_is_no_evidence(database_url: str, tmp_path: Path) -> None:
+    for number in range(100):
+        (tmp_path / f"{number}.md").write_text(f"# Note {number}\n\nSome text of topic{number}.\n")
+    (tmp_path / "a.md").write_text("# Queues\n\nThe worker reads the oldest job and keeps a lease.\n")
+    async with connect(database_url):
+        await reindex(tmp_path, settings=SETTINGS)
+        assert await retrieve("oldest volcano explained") == []
+        assert await retrieve("oldest job explained")
+        assert await retrieve("volcano lease")
+
+
+async def test_in_korean_a_chunk_that_holds_more_of_the_question_stands_first(
+    database_url: str, tmp_path: Path
+) -> None:
+    # BM25 alone prefers the one that says a part of the question over and over.
+    texts = {
+        "part": "임대 " * 10,
+        "all": "오래 걸리는 일이라도 임대 시간이 지나기 전에 갱신 요청이 나간다.",
+        "other": "갱신 " * 10,
+    }
+    for name, text in texts.items():
+        (tmp_path / f"{name}.md").write_text(f"{text}\n")
+    for number in range(20):
+        (tmp_path / f"{number}.md").write_text("다른 글에는 다른 말만 있고 여기서도 그렇다.\n")
+    async with connect(database_url):
+        await reindex(tmp_path, settings=SETTINGS)
+        assert (await retrieve("임대 갱신", floor=False))[0].document == "all.md"
 
 
 async def test_a_follow_up_question_uses_the_session(sample: None) -> None:

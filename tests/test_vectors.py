@@ -21,6 +21,7 @@ from rag.question import Question
 from rag.retrieve import Passage, retrieve
 from rag.vector_index import Near, fits_this_cpu
 from tests.model_control import ModelControl
+from tests.test_retrieve import ABOUT_SOMETHING_ELSE, ABOUT_THE_SAMPLE, SAMPLE
 
 SETTINGS = ChunkSettings(64, 16, "gpt-4o")
 TEXTS = {
@@ -72,6 +73,13 @@ async def test_a_question_finds_what_shares_no_word_with_it(corpus: Path, embedd
     await reindex(corpus, settings=SETTINGS, embedder=embedder)
     assert await retrieve(CAT_QUESTION, floor=False) == []
     assert documents(await retrieve(CAT_QUESTION, embedder=embedder))[0] == "cats.md"
+
+
+async def test_vectors_open_the_floor_to_the_corpus_and_to_nothing_else(embedder: Embedder) -> None:
+    await reindex(SAMPLE, settings=ChunkSettings(400, 60, "gpt-4o"), embedder=embedder)
+    found = {question for question in ABOUT_THE_SAMPLE if await retrieve(question, embedder=embedder)}
+    assert found == set(ABOUT_THE_SAMPLE)
+    assert [question for question in ABOUT_SOMETHING_ELSE if await retrieve(question, embedder=embedder)] == []
 
 
 async def test_an_index_run_keeps_the_index_of_a_large_corpus(
