@@ -1,7 +1,7 @@
 """Preparing files in a process of its own: questions share neither the interpreter nor a fair half of a core with it.
 
-The child is sent one request after the other on its standard input, and answers each with its drafts and None, or
-with an exception, on its standard output; all of it is pickled. The pipe holds it back while nobody reads.
+The child has a socket as its standard input. It is sent one request after the other, and answers each with its
+drafts and None, or with an exception; all of it is pickled. The socket holds it back while nobody reads.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import asyncio
 import os
 import pickle
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import suppress
-from subprocess import PIPE, Popen
+from subprocess import DEVNULL, Popen
 from typing import IO, Any, Final
 
 from rag.chunking import ChunkSettings
@@ -88,13 +89,16 @@ class _Child:
     """The process, as its parent sees it."""
 
     def __init__(self) -> None:
-        try:
-            # Ctrl-C in a terminal goes to a whole process group: that of the parent, which decides what follows.
-            self._process = Popen([sys.executable, "-c", _START, *sys.path], stdin=PIPE, stdout=PIPE, process_group=0)
-        except OSError as error:
-            raise PreparingError(
-                f"no process could be started to prepare files: {error}; see to it, run again"
-            ) from None
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            try:
+                # Ctrl-C in a terminal goes to a whole process group: the parent's, which decides what follows.
+                self._process = Popen(
+                    [sys.executable, "-c", _START, *sys.path], stdin=theirs.fileno(), stdout=DEVNULL, process_group=0
+                )
+            except OSError as error:
+                raise PreparingError(f"no process to prepare files could be started: {error}; run again") from None
+            self._line = ours.makefile("rwb")
         self.is_busy = False
         """Whether it has more to say about a request."""
 
@@ -112,22 +116,22 @@ class _Child:
 
     def end(self) -> None:
         """Kill it: it has nothing to lose."""
-        with suppress(OSError), self._process:
-            self._process.kill()
+        self._process.kill()
+        self._process.wait()
+        with suppress(OSError):
+            self._line.close()
 
     def _send(self, request: object) -> None:
-        assert self._process.stdin
         try:
-            pickle.dump(request, self._process.stdin)
-            self._process.stdin.flush()
+            pickle.dump(request, self._line)
+            self._line.flush()
         except OSError:
             raise self._ended() from None
 
     def _receive(self) -> Any:
-        assert self._process.stdout
         try:
-            return pickle.load(self._process.stdout)
-        except (EOFError, pickle.UnpicklingError):
+            return pickle.load(self._line)
+        except (EOFError, OSError, pickle.UnpicklingError):
             raise self._ended() from None
 
     def _ended(self) -> PreparingError:
@@ -144,30 +148,29 @@ def serve() -> None:
     for left_to_the_parent in (signal.SIGINT, signal.SIGTERM):
         signal.signal(left_to_the_parent, signal.SIG_IGN)
     os.nice(_NICENESS)
-    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever prints must not speak in between
-    with suppress(EOFError, pickle.UnpicklingError, BrokenPipeError):
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(0), "wb")
+    with suppress(EOFError, OSError, pickle.UnpicklingError):
         while True:
             _answer(pickle.load(requests), answers)
     os._exit(0)  # an end in order would try to write what nobody reads
 
 
 def _answer(request: tuple[Sequence[SourceFile], Mapping[str, Known], ChunkSettings], answers: IO[bytes]) -> None:
-    ending: Exception | None = None
+    drafts = prepare(*request)
+    is_draft = True
+    while is_draft:
+        answer = _next_or_error(drafts)
+        is_draft = isinstance(answer, Draft)
+        pickle.dump(answer, answers)
+        answers.flush()
+
+
+def _next_or_error(drafts: Iterator[Draft]) -> Draft | Exception | None:
     try:
-        for draft in prepare(*request):
-            _write(draft, answers)
-    except BrokenPipeError:
-        raise
+        return _next(drafts)
     except Exception as error:
         error.add_note(traceback.format_exc())
-        ending = error
-    _write(ending, answers)
-
-
-def _write(answer: Draft | Exception | None, answers: IO[bytes]) -> None:
-    pickle.dump(answer, answers)
-    answers.flush()
+        return error
 
 
 def _next(drafts: Iterator[Draft]) -> Draft | None:
