@@ -145,8 +145,7 @@ class _Child:
 
 def serve() -> None:
     """Be the child: answer the requests on standard input until it ends, or nobody reads the answers."""
-    for left_to_the_parent in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(left_to_the_parent, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a service manager tells all of a service's processes at once
     os.nice(_NICENESS)
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(0), "wb")
     with suppress(EOFError, OSError, pickle.UnpicklingError):

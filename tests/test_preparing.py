@@ -23,6 +23,7 @@ from rag.chunking import ChunkSettings
 from rag.content import UnreadableFileError
 from rag.corpus import SourceFile, walk
 from rag.drafts import Draft, Known, prepare
+from rag.index import reindex
 from rag.known import HASH_BYTES, KnownChunks
 from rag.preparing import LEAST_BYTES, Preparer, PreparingError
 from rag.retrieve import retrieve
@@ -98,11 +99,14 @@ async def test_the_child_makes_the_drafts_that_this_process_would(tmp_path: Path
 
 
 async def test_little_needs_no_child_and_one_child_does_the_rest(tmp_path: Path, preparer: Preparer) -> None:
-    small, large = fill(tmp_path / "small", 3, 1000), fill(tmp_path / "large", 2, LEAST_BYTES)
+    small, large = fill(tmp_path / "small", 3, 1000), fill(tmp_path / "large", 1, 5_000_000)
     before = children(os.getpid())
-    await drafts_of(preparer, small)
+    expected = await drafts_of(preparer, small)
     assert children(os.getpid()) == before
-    await asyncio.gather(*(drafts_of(preparer, files) for files in (large, small, large)))
+    found = await asyncio.gather(*(drafts_of(preparer, files) for files in (large, small, large)))
+    assert found[1] == expected
+    assert found[0] == found[2]
+    assert len(found[0]) > 2
     assert len(children(os.getpid()) - before) == 1
 
 
@@ -131,6 +135,27 @@ async def test_a_killed_child_is_told_as_such(tmp_path: Path, preparer: Preparer
 
     with pytest.raises(PreparingError, match=r"was killed by SIGKILL; .* run again"):
         await use(preparer, files, kill)
+
+
+async def test_what_ends_a_whole_service_is_left_to_the_parent(tmp_path: Path, preparer: Preparer) -> None:
+    files = fill(tmp_path, 1, 5_000_000)
+    before = children(os.getpid())
+
+    def terminate() -> None:
+        for child in children(os.getpid()) - before:
+            os.kill(child, signal.SIGTERM)
+
+    await use(preparer, files, terminate)
+
+
+async def test_a_run_ends_its_child(database_url: str, tmp_path: Path) -> None:
+    fill(tmp_path, 2, LEAST_BYTES)
+    before = children(os.getpid())
+    seen: set[int] = set()
+    async with connect(database_url):
+        await reindex(tmp_path, settings=SETTINGS, on_progress=lambda *_: seen.update(children(os.getpid())))
+    assert len(seen - before) == 1
+    assert children(os.getpid()) <= before
 
 
 # As a user sees it
@@ -206,6 +231,7 @@ async def test_a_run_whose_child_is_killed_fails_in_one_line(database_url: str, 
 async def test_a_killed_run_leaves_no_process(database_url: str, corpus: Path) -> None:
     async with held_run(database_url, corpus) as held:
         held.run.kill()
+        assert await held.run.communicate() == (b"", b"")
         await until(lambda: ended(held.child), "the child has ended")
     await check_old_index_serves_and_the_next_run_goes_on(database_url, corpus)
 
