@@ -46,10 +46,11 @@ def _expected() -> tuple[type[Exception], ...]:
     from models.database import DatabaseError
     from rag.corpus import CorpusError
     from rag.index import ReindexRunning
+    from rag.preparing import PreparingError
     from rag.providers import ProviderError
     from rag.tokens import TokenDataError
 
-    return SettingsError, DatabaseError, CorpusError, ReindexRunning, ProviderError, TokenDataError
+    return SettingsError, DatabaseError, CorpusError, ReindexRunning, PreparingError, ProviderError, TokenDataError
 
 
 def _print(done: Reindexed, *, json: bool) -> None:

@@ -12,9 +12,10 @@ from tortoise.backends.base.client import BaseDBAsyncClient
 
 from models.transaction import transact
 from rag.corpus import SourceFile
+from rag.drafts import Draft, Known
 from rag.generations import Generation
 from rag.known import KnownChunks
-from rag.segments import Draft, Known, delete_chunks
+from rag.segments import delete_chunks
 
 # A file that changes again within a file system's clock tick keeps its times: such fresh ones prove nothing.
 _FRESH_NS: Final = 2_000_000_000

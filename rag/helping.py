@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import aclosing
 from pathlib import Path
 
 from rag.claims import Claims, read_plan
@@ -28,9 +29,10 @@ async def help_index(run_id: int, corpus_dir: Path, *, worker: str, lease_s: flo
     async with Claims(run, corpus_dir, worker=worker, leads=False, lease_s=lease_s) as claims:
         writer = UnitWriter(run, plan.generation, plan.settings, documents, plan.started_ns, claims)
         try:
-            async for _ in writer.index(claims.units()):
-                written += 1
-                await run.progress_of_units()
+            async with aclosing(writer.index(claims.units())) as indexed:
+                async for _ in indexed:
+                    written += 1
+                    await run.progress_of_units()
         except ReindexRunning:
             logger.info("index_run_over run=%d", run_id)
     return written

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -18,12 +18,12 @@ from rag.chunking import ChunkSettings
 from rag.claims import Claims, Plan, share_units
 from rag.corpus import IGNORED, MAX_FILE_BYTES, SourceFile, Walk, is_inside, walk
 from rag.documents import DocumentState, load_documents, load_known, remove
+from rag.drafts import Draft, prepare
 from rag.embedding import Embedder
 from rag.folders import load_folders, remember_folders
 from rag.generations import Generation, find_generation, finish_generation, keep_encoding, open_generation
 from rag.merging import merge_segments
 from rag.runs import LOCK_KEY, ReindexRunning, RunRecord, read_progress
-from rag.segments import Draft, prepare
 from rag.tally import Reindexed, Tally
 from rag.units import UNITS, Unit, UnitWriter, make_units
 from rag.vector_index import keep_vector_index
@@ -205,10 +205,11 @@ class _Run:
             done = len(self.found.files)
             await self._report(done, unchanged)
             return
-        async for unit, written in writer.index(_each(make_units(todo))):
-            self.tally.add(written, documents)
-            done += len(unit.files)
-            await self._report(done, unchanged)
+        async with aclosing(writer.index(_each(make_units(todo)))) as indexed:
+            async for unit, written in indexed:
+                self.tally.add(written, documents)
+                done += len(unit.files)
+                await self._report(done, unchanged)
 
     def _worth_sharing(self, todo: Sequence[SourceFile]) -> list[Unit]:
         """The units of a run that is large enough for helpers."""
@@ -224,8 +225,8 @@ class _Run:
         await self.fan_out.on_units(self.record.id, len(units))
         lease_s = self.fan_out.lease_s
         claims = Claims(self.record, self.corpus_dir, worker=self.fan_out.worker, leads=True, lease_s=lease_s)
-        async with claims:
-            async for _ in replace(writer, claims=claims).index(claims.units()):
+        async with claims, aclosing(replace(writer, claims=claims).index(claims.units())) as indexed:
+            async for _ in indexed:
                 await self.record.progress_of_units()
         self.tally.add_tally(await claims.total())
 

@@ -13,7 +13,7 @@ import struct
 import unicodedata
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import chain, pairwise
 from typing import Final
@@ -25,10 +25,17 @@ K1: Final = 1.2
 B: Final = 0.75
 MAX_SEGMENT_CHUNKS: Final = 1 << 19
 
+COPY_BEGIN: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+COPY_END: Final = struct.pack("!h", -1)
+"""Around the rows of a table, in the binary form of PostgreSQL's COPY."""
+
 _HEADING_WEIGHT: Final = 2
 _LONGEST_TERM: Final = 40
 _REMEMBERED_RUNS: Final = 65_536
 _INT4_OID: Final = 23
+_PIECE_BYTES: Final = 256 * 1024
+# No term in UTF-8 has such a byte, and of 8 bytes of entries 4 are their sizes: it stands nowhere else.
+_UNNUMBERED: Final = struct.pack("!iq", 8, -1)
 _LENGTH_BITS: Final = 7
 _FREQUENCY_BITS: Final = 5
 _STEPS_AN_OCTAVE: Final = 8
@@ -167,15 +174,27 @@ class PostingsDraft:
         self.chunk_count += 1
         self.term_count += length
 
-    def copy_data(self, segment_id: int) -> bytes:
-        """The rows of `postings`, in order of their terms, for `COPY postings FROM STDIN (FORMAT binary)`."""
-        segment = struct.pack("!iq", 8, segment_id)
-        parts = [b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0"]
+    def copy_data(self) -> Iterator[bytes]:
+        """The rows of `postings`, in order of their terms, for `COPY postings FROM STDIN (FORMAT binary)`.
+
+        They come in pieces of whole rows, and lack their segment: see `number_postings`.
+        """
+        parts = [COPY_BEGIN]
+        size = 0
         for key, entries in sorted((term.encode(), row) for term, row in self._entries.items()):
-            size = 20 + 8 * len(entries)
-            head = struct.pack("!iiiiii", size, 1, 0, _INT4_OID, len(entries), 1)
+            head = struct.pack("!iiiiii", 20 + 8 * len(entries), 1, 0, _INT4_OID, len(entries), 1)
             swapped = array("Q", entries)
             swapped.byteswap()
-            parts += (struct.pack("!hi", 3, len(key)), key, segment, head, swapped.tobytes())
-        parts.append(struct.pack("!h", -1))
-        return b"".join(parts)
+            row = (struct.pack("!hi", 3, len(key)), key, _UNNUMBERED, head, swapped.tobytes())
+            parts += row
+            size += sum(map(len, row))
+            if size >= _PIECE_BYTES:
+                yield b"".join(parts)
+                parts, size = [], 0
+        parts.append(COPY_END)
+        yield b"".join(parts)
+
+
+def number_postings(piece: bytes, segment_id: int) -> bytes:
+    """A piece of `PostingsDraft.copy_data` with the segment that its rows are of."""
+    return piece.replace(_UNNUMBERED, struct.pack("!iq", 8, segment_id))

@@ -12,7 +12,7 @@ from protostar_client.contract import ReindexFailure, ReindexResult
 
 from rag.corpus import Failure
 from rag.documents import DocumentState
-from rag.segments import Draft
+from rag.drafts import Draft
 
 FAILURES_TOLD: Final = 100
 

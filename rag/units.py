@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from tortoise.backends.base.client import BaseDBAsyncClient
@@ -15,9 +15,11 @@ from rag.chunking import ChunkSettings
 from rag.content import UnreadableFileError
 from rag.corpus import Failure, SourceFile
 from rag.documents import DocumentState, load_known, record
+from rag.drafts import Draft
 from rag.generations import Generation
+from rag.preparing import Preparer
 from rag.runs import RunRecord
-from rag.segments import Draft, prepare, write
+from rag.segments import write
 from rag.tally import Tally
 
 LONGEST_READ_S: Final = 900.0
@@ -95,8 +97,9 @@ class UnitWriter:
     documents: Mapping[str, DocumentState]
     started_ns: int
     claims: UnitClaims | None = None
+    _preparer: Preparer = field(default_factory=Preparer, init=False)
 
-    async def index(self, units: AsyncIterator[Unit]) -> AsyncIterator[tuple[Unit, list[Draft]]]:
+    async def index(self, units: AsyncIterator[Unit]) -> AsyncGenerator[tuple[Unit, list[Draft]], None]:
         """Write units one after the other, each while the next is prepared; gives what was written of each."""
         upcoming = asyncio.create_task(self._next(units))
         try:
@@ -109,6 +112,7 @@ class UnitWriter:
         finally:
             upcoming.cancel()
             await asyncio.gather(upcoming, return_exceptions=True)
+            await self._preparer.close()
 
     async def fail(self, failures: Sequence[Failure]) -> list[Draft]:
         """Write down why files can't be indexed."""
@@ -130,8 +134,7 @@ class UnitWriter:
         """The drafts of a unit; None for a large file, whose drafts are made while they are written."""
         if unit.is_streamed:
             return None
-        known = await load_known([file.path for file in unit.files], self.documents, self.generation)
-        return await asyncio.to_thread(lambda: list(prepare(unit.files, known, self.settings)))
+        return [draft async for draft in self._drafts(unit)]
 
     async def _write(self, unit: Unit, drafts: list[Draft] | None) -> list[Draft] | None:
         """Write a unit and what became of it in one transaction; None if it is another's."""
@@ -152,10 +155,11 @@ class UnitWriter:
             if self.claims and not await self.claims.hold(connection, unit):
                 return None
             written = []
-            async for draft in _at_hand(drafts) if drafts is not None else self._stream(unit):
-                await write(connection, draft, self.generation.id)
-                await record(connection, draft, self.generation, self.started_ns)
-                written.append(draft.summary())
+            async with aclosing(self._drafts(unit) if drafts is None else _at_hand(drafts)) as to_write:
+                async for draft in to_write:
+                    await write(connection, draft, self.generation.id)
+                    await record(connection, draft, self.generation, self.started_ns)
+                    written.append(draft.summary())
             if self.claims:
                 tally = Tally()
                 tally.add(written, self.documents)
@@ -164,26 +168,13 @@ class UnitWriter:
 
         return await transact(work, longest_pause_s=LONGEST_READ_S if drafts is None else None)
 
-    async def _stream(self, unit: Unit) -> AsyncIterator[Draft]:
-        """The drafts of a large file, each made while the one before is written."""
+    async def _drafts(self, unit: Unit) -> AsyncGenerator[Draft, None]:
         known = await load_known([file.path for file in unit.files], self.documents, self.generation)
-        drafts = prepare(unit.files, known, self.settings)
-        upcoming = asyncio.create_task(asyncio.to_thread(_next_draft, drafts))
-        try:
-            while (draft := await upcoming) is not None:
-                upcoming = asyncio.create_task(asyncio.to_thread(_next_draft, drafts))
+        async with aclosing(self._preparer.prepare(unit.files, known, self.settings)) as drafts:
+            async for draft in drafts:
                 yield draft
-        finally:
-            # A thread can't be cancelled, and two of them can't share a generator.
-            with suppress(Exception):
-                await upcoming
 
 
-async def _at_hand(drafts: Sequence[Draft]) -> AsyncIterator[Draft]:
+async def _at_hand(drafts: Sequence[Draft]) -> AsyncGenerator[Draft, None]:
     for draft in drafts:
         yield draft
-
-
-def _next_draft(drafts: Iterator[Draft]) -> Draft | None:
-    # A StopIteration can't pass through a future.
-    return next(drafts, None)

@@ -10,6 +10,7 @@ from protostar_client.contract import ErrorCode, JobError, ReindexRequest
 from rag.chunking import ChunkSettings
 from rag.corpus import IGNORED, CorpusError
 from rag.index import FanOut, ReindexRunning, reindex
+from rag.preparing import PreparingError
 from tasks.context import Context
 from tasks.helpers import call_helpers
 
@@ -22,7 +23,7 @@ async def reindex_corpus(ctx: Context, **arguments: Any) -> dict[str, Any]:
 
     Raises:
         InvalidRequest: an argument is unknown or wrong.
-        JobError: the folder can't be read, or another reindexer is at work.
+        JobError: the folder can't be read, another reindexer is at work, or the process that prepares files was killed.
         ProviderError: not every text could be embedded; the next run goes on.
     """
     settings = ctx["tools"].settings
@@ -40,6 +41,8 @@ async def reindex_corpus(ctx: Context, **arguments: Any) -> dict[str, Any]:
         )
     except (CorpusError, ReindexRunning) as error:
         raise JobError(ErrorCode.INVALID_REQUEST, str(error)) from None
+    except PreparingError as error:
+        raise JobError(ErrorCode.INTERNAL, str(error)) from None
     return done.result.model_dump(exclude_defaults=True)
 
 

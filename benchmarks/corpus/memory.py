@@ -1,20 +1,24 @@
-"""How much memory a process takes that indexes one huge file; run as a module, it is that process."""
+"""How much memory it takes to index one huge file; run as a module, it is the process that does it."""
 
 from __future__ import annotations
 
 import asyncio
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from benchmarks.corpus.text import Writer
 from models.database import connect
-from rag.chunking import ChunkSettings, cut
+from rag.chunking import ChunkSettings
 from rag.index import reindex
 
 SETTINGS: Final = ChunkSettings(400, 60, "gpt-4o")
 _PART_BYTES: Final = 4_000_000
+_LOOK_EVERY_S: Final = 0.02
 
 
 def write_document(file: Path, total_bytes: int) -> None:
@@ -34,7 +38,7 @@ def write_line(file: Path, total_bytes: int) -> None:
 
 
 def peak_mb(database_url: str, folder: Path) -> tuple[int, int]:
-    """The most resident memory of a process before and after it indexes a folder, in megabytes."""
+    """The most resident memory of a process before it indexes a folder, and of it and its child after, in megabytes."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.corpus.memory", database_url, str(folder)],
         check=True,
@@ -47,18 +51,40 @@ def peak_mb(database_url: str, folder: Path) -> tuple[int, int]:
 
 
 async def _main(database_url: str, folder: Path) -> None:
-    list(cut(["what every process loads"], SETTINGS))
-    before = _peak_mb()
-    async with connect(database_url):
-        done = await reindex(folder, settings=SETTINGS, max_file_bytes=1 << 31)
+    before = _peak_mb("self")
+    with _watched_children() as children:
+        async with connect(database_url):
+            done = await reindex(folder, settings=SETTINGS, max_file_bytes=1 << 31)
     if done.failures:
         raise SystemExit(f"{done.failures[0].path} {done.failures[0].reason}")
-    print(before, _peak_mb())
+    print(before, _peak_mb("self") + sum(children.values()))
 
 
-def _peak_mb() -> int:
+@contextmanager
+def _watched_children() -> Iterator[dict[int, int]]:
+    """The peaks of this process's children, by their ids, as they were when last seen alive."""
+    peaks: dict[int, int] = {}
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(_LOOK_EVERY_S):
+            for children in Path("/proc/self/task").glob("*/children"):
+                for child in map(int, children.read_text().split()):
+                    with suppress(OSError, IndexError):  # it has ended
+                        peaks[child] = _peak_mb(str(child))
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield peaks
+    finally:
+        is_over.set()
+        watching.join()
+
+
+def _peak_mb(process: str) -> int:
     # Not `ru_maxrss`, which begins with that of the process that forked this one.
-    status = Path("/proc/self/status").read_text()
+    status = Path(f"/proc/{process}/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) // 1024
 
 
