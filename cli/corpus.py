@@ -19,7 +19,8 @@ from settings import ChunkingSettings, CorpusSettings, SettingsError, load
 
 if TYPE_CHECKING:
     from rag.chunking import Chunk, ChunkSettings
-    from rag.index import Preview, Reindexed
+    from rag.index import Reindexed
+    from rag.preview import Preview
 
 
 def reindex(
@@ -97,7 +98,7 @@ async def _reindex(settings: CorpusSettings, *, full: bool = False) -> Reindexed
 
 async def _preview(settings: CorpusSettings, *, full: bool) -> Preview:
     from models.database import connect
-    from rag.index import preview
+    from rag.preview import preview
 
     async with connect(settings.database_url.get_secret_value()):
         return await preview(

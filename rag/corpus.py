@@ -64,6 +64,11 @@ class Walk:
         """
         return sorted([*self.unread, *(path for path, identity in self.empty.items() if known.get(path) != identity)])
 
+    def absent(self, paths: Iterable[str], unproved: Collection[str]) -> list[str]:
+        """Those of some paths whose files are gone for certain: in none of the `unproved` folders."""
+        present = {file.path for file in self.files} | {failure.path for failure in self.failures}
+        return [path for path in paths if path not in present and not is_inside(path, unproved)]
+
 
 def is_inside(path: str, folders: Collection[str]) -> bool:
     """Whether a file's path is in one of `folders`, at any depth."""

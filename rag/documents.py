@@ -39,6 +39,13 @@ class DocumentState:
         return self.content_hash if generation.is_current else self.next_hash
 
 
+def is_current(document: DocumentState | None, file: SourceFile, generation: Generation | None) -> bool:
+    """Whether the file's stamp alone shows that the index holds its content."""
+    if generation is None or document is None or document.error or not document.stamp:
+        return False
+    return document.stamp == file.stamp and document.hash_in(generation) is not None
+
+
 async def load_documents() -> dict[str, DocumentState]:
     """Every document, by its path."""
     async with Tortoise.get_connection("default").acquire_connection() as connection:

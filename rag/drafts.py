@@ -145,6 +145,24 @@ def _chunk_hash(title: str, chunk: Chunk) -> bytes:
     return hashlib.blake2b("\0".join((title, chunk.heading, chunk.text)).encode(), digest_size=HASH_BYTES).digest()
 
 
+def text_to_embed(heading: str, text: str) -> str:
+    """What an embedding model is sent of a chunk."""
+    return f"{heading}\n\n{text}"
+
+
+def unpack_to_embed(packed: bytes) -> tuple[bytes, str]:
+    """The hash of a packed chunk, and what an embedding model is sent of it."""
+    *_, digest = _PACKED.unpack_from(packed)
+    heading, rest = _string(packed[_PACKED.size :])
+    text, _ = _string(rest)
+    return digest, text_to_embed(heading, text)
+
+
+def _string(packed: bytes) -> tuple[str, bytes]:
+    end = 4 + int.from_bytes(packed[:4])
+    return packed[4:end].decode(), packed[end:]
+
+
 def _pack(chunk: Chunk, length: int, digest: bytes) -> bytes:
     """A chunk's `PACKED_COLUMNS` in the binary form of PostgreSQL's COPY: each is its size and its value."""
     heading, text = chunk.heading.encode(), chunk.text.encode()

@@ -9,19 +9,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
 
 import asyncpg
 from tortoise import Tortoise
 
 from rag.chunking import ChunkSettings
 from rag.claims import Claims, Plan, share_units
-from rag.corpus import IGNORED, MAX_FILE_BYTES, SourceFile, Walk, is_inside, walk
-from rag.documents import DocumentState, load_documents, load_known, remove
-from rag.drafts import Draft, prepare
+from rag.corpus import IGNORED, MAX_FILE_BYTES, SourceFile, Walk, walk
+from rag.documents import DocumentState, is_current, load_documents, remove
 from rag.embedding import Embedder
 from rag.folders import load_folders, remember_folders
-from rag.generations import Generation, find_generation, finish_generation, keep_encoding, open_generation
+from rag.generations import Generation, finish_generation, keep_encoding, open_generation
 from rag.merging import merge_segments
 from rag.runs import LOCK_KEY, ReindexRunning, RunRecord, read_progress
 from rag.tally import Reindexed, Tally
@@ -29,14 +27,12 @@ from rag.units import UNITS, Unit, UnitWriter, make_units
 from rag.vector_index import keep_vector_index
 from rag.vectors import complete_vectors, lend_vectors
 
-__all__ = ["FanOut", "Preview", "Progress", "ReindexRunning", "Reindexed", "preview", "reindex"]
+__all__ = ["FanOut", "Progress", "ReindexRunning", "Reindexed", "reindex"]
 
 logger = logging.getLogger("protostar.index")
 
 Progress = Callable[[int, int, int], None]
 """Called with documents done, documents in all, and chunks written so far."""
-
-_PREVIEWED_FILES: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +47,6 @@ class FanOut:
     worker: str
     lease_s: float
     on_units: Callable[[int, int], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Preview:
-    """What a reindex would do, and the tokens that an embedding model would be sent for it."""
-
-    reindexed: Reindexed
-    embedding_tokens: int
 
 
 async def reindex(
@@ -108,41 +96,6 @@ async def reindex(
     for failure in done.failures:
         logger.warning("document_failed path=%r reason=%s", failure.path, failure.reason)
     return done
-
-
-async def preview(
-    corpus_dir: Path,
-    *,
-    settings: ChunkSettings,
-    full: bool = False,
-    max_file_bytes: int = MAX_FILE_BYTES,
-    ignore: tuple[str, ...] = IGNORED,
-    embedding_model: str = "",
-) -> Preview:
-    """What `reindex` would do now; writes nothing.
-
-    Raises:
-        CorpusError: the folder can't be used.
-    """
-    started = time.monotonic()
-    found = await asyncio.to_thread(walk, corpus_dir, max_file_bytes=max_file_bytes, ignore=ignore)
-    settings = await keep_encoding(settings)
-    generation = await find_generation(settings, full=full, embedding_model=embedding_model)
-    documents = await load_documents()
-    tally = Tally()
-    tally.add([Draft(failures=found.failures)], documents)
-    todo = [file for file in found.files if not _is_current(documents.get(file.path), file, generation)]
-    tally.counts["unchanged"] += len(found.files) - len(todo)
-    tokens = 0
-    for start in range(0, len(todo), _PREVIEWED_FILES):
-        files = todo[start : start + _PREVIEWED_FILES]
-        known = await load_known([file.path for file in files], documents, generation) if generation else {}
-        drafts = await asyncio.to_thread(lambda: [draft.summary() for draft in prepare(files, known, settings)])  # noqa: B023
-        tally.add(drafts, documents)
-        tokens += sum(draft.added_tokens for draft in drafts)
-    unproved = found.unproved(await load_folders())
-    tally.counts["removed"] = len(_absent(found, documents, unproved))
-    return Preview(tally.reindexed(started, unproved), tokens)
 
 
 def _no_progress(_done: int, _total: int, _chunks: int) -> None:
@@ -196,7 +149,7 @@ class _Run:
     async def _index_changed(self, writer: UnitWriter) -> None:
         documents, generation = writer.documents, writer.generation
         self.tally.add(await writer.fail(self.found.failures), documents)
-        todo = [file for file in self.found.files if not _is_current(documents.get(file.path), file, generation)]
+        todo = [file for file in self.found.files if not is_current(documents.get(file.path), file, generation)]
         done = unchanged = len(self.found.files) - len(todo)
         self.tally.counts["unchanged"] += unchanged
         await self._report(done, unchanged)
@@ -233,7 +186,7 @@ class _Run:
     async def _remove_absent(self, documents: Mapping[str, DocumentState]) -> None:
         known = await load_folders()
         self.unproved = self.found.unproved(known)
-        absent = _absent(self.found, documents, self.unproved)
+        absent = self.found.absent(documents, self.unproved)
         await remove([documents[path].id for path in absent])
         self.tally.counts["removed"] += len(absent)
         await remember_folders(self.found, known)
@@ -247,16 +200,3 @@ class _Run:
 async def _each(units: Sequence[Unit]) -> AsyncIterator[Unit]:
     for unit in units:
         yield unit
-
-
-def _is_current(document: DocumentState | None, file: SourceFile, generation: Generation | None) -> bool:
-    """Whether the file's stamp alone shows that the index holds its content."""
-    if generation is None or document is None or document.error or not document.stamp:
-        return False
-    return document.stamp == file.stamp and document.hash_in(generation) is not None
-
-
-def _absent(found: Walk, documents: Mapping[str, DocumentState], unproved: list[str]) -> list[str]:
-    """The documents whose files are gone for certain."""
-    present = {file.path for file in found.files} | {failure.path for failure in found.failures}
-    return [path for path in documents if path not in present and not is_inside(path, unproved)]

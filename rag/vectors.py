@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from tortoise import Tortoise
 from tortoise.backends.base.client import BaseDBAsyncClient
 
 from models.transaction import transact
+from rag.drafts import text_to_embed
 from rag.embedding import Embedder, Vectors
 from rag.postings import Live
 from rag.vector_index import LONGEST_LIST, STORED, Near, search_index
@@ -31,9 +32,7 @@ async def lend_vectors(generation_id: int, model: str) -> None:
     await database.execute_query(
         "UPDATE generations SET embedding_model = $2 WHERE id = $1 AND embedding_model <> $2", [generation_id, model]
     )
-    last_id = 0
-    while rows := await database.execute_query_dict(_LACKING, [generation_id, last_id, _WINDOW]):
-        last_id = rows[-1]["id"]
+    async for rows in chunks_without_vectors(generation_id):
         await _lend(generation_id, [row["id"] for row in rows], model)
 
 
@@ -46,10 +45,9 @@ async def complete_vectors(generation_id: int, embedder: Embedder) -> int:
         ProviderError: the provider did not give the vectors.
     """
     database = Tortoise.get_connection("default")
-    embedded = last_id = 0
-    while rows := await database.execute_query_dict(_LACKING, [generation_id, last_id, _WINDOW]):
-        last_id = rows[-1]["id"]
-        vectors = await embedder.embed([f"{row['heading']}\n\n{row['text']}" for row in rows])
+    embedded = 0
+    async for rows in chunks_without_vectors(generation_id):
+        vectors = await embedder.embed([text_to_embed(row["heading"], row["text"]) for row in rows])
         await _store(generation_id, [row["id"] for row in rows], vectors)
         embedded += len(rows)
     await database.execute_query(
@@ -58,6 +56,22 @@ async def complete_vectors(generation_id: int, embedder: Embedder) -> int:
     if embedded:
         logger.info("embedded generation=%s chunks=%s model=%s", generation_id, embedded, embedder.model)
     return embedded
+
+
+async def embedded_hashes(hashes: Sequence[bytes], model: str) -> frozenset[bytes]:
+    """Those of some chunks' hashes for which a model's vector is at hand."""
+    async with Tortoise.get_connection("default").acquire_connection() as connection:
+        return frozenset(row["content_hash"] for row in await connection.fetch(_EMBEDDED, list(hashes), model))
+
+
+async def chunks_without_vectors(generation_id: int) -> AsyncIterator[list[dict[str, Any]]]:
+    """The chunks of a generation that lack a vector: their `id`, `document_id`, `heading` and `text`."""
+    last_id = 0
+    while rows := await Tortoise.get_connection("default").execute_query_dict(
+        _LACKING, [generation_id, last_id, _WINDOW]
+    ):
+        last_id = rows[-1]["id"]
+        yield rows
 
 
 async def _lend(generation_id: int, chunk_ids: Sequence[int], model: str) -> None:
@@ -165,10 +179,16 @@ async def _load(live: Live, before: _Matrix | None) -> _Matrix:
 
 _NEXT_VERSION: Final = "UPDATE generations SET vectors_version = vectors_version + 1 WHERE id = $1"
 _LACKING: Final = """
-SELECT chunks.id, chunks.heading, chunks.text
+SELECT chunks.id, chunks.document_id, chunks.heading, chunks.text
 FROM chunks LEFT JOIN chunk_vectors ON chunk_vectors.chunk_id = chunks.id
 WHERE chunks.generation_id = $1 AND chunks.id > $2 AND chunk_vectors.chunk_id IS NULL
 ORDER BY chunks.id LIMIT $3
+"""
+_EMBEDDED: Final = """
+SELECT DISTINCT chunks.content_hash FROM chunks
+JOIN generations ON generations.id = chunks.generation_id AND generations.embedding_model = $2
+JOIN chunk_vectors ON chunk_vectors.chunk_id = chunks.id
+WHERE chunks.content_hash = ANY ($1::bytea[])
 """
 _LEND: Final = """
 INSERT INTO chunk_vectors (chunk_id, vector)

@@ -21,7 +21,8 @@ from rag.corpus import walk
 from rag.documents import load_documents
 from rag.generations import open_generation
 from rag.helping import help_index
-from rag.index import FanOut, preview, reindex
+from rag.index import FanOut, reindex
+from rag.preview import preview
 from rag.retrieve import retrieve
 from rag.runs import LOCK_KEY, ReindexRunning, RunRecord, read_progress
 from rag.units import UnitWriter, make_units

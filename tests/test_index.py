@@ -18,8 +18,9 @@ from models import Chunk, Document, ReindexRun
 from models.database import connect
 from rag.chunking import ChunkSettings
 from rag.corpus import CorpusError
-from rag.index import Reindexed, ReindexRunning, preview, reindex
+from rag.index import Reindexed, ReindexRunning, reindex
 from rag.merging import MOST_SEGMENTS
+from rag.preview import preview
 from rag.retrieve import retrieve
 from rag.runs import RunProgress, read_progress
 from rag.tokens import TokenCounter
@@ -306,7 +307,7 @@ async def test_a_preview_says_what_a_run_does_and_writes_nothing(corpus: Path) -
     assert found.reindexed.result.chunks == done.result.chunks == 2
     assert found.reindexed.result.failures == done.result.failures
     tokens = TokenCounter("gpt-4o").count
-    assert found.embedding_tokens == sum(map(tokens, ("# 작업 큐\n\n다르다.", "# New\n\nA file.")))
+    assert found.embedding_tokens == sum(map(tokens, ("작업 큐\n\n# 작업 큐\n\n다르다.", "New\n\n# New\n\nA file.")))
 
 
 async def test_a_preview_of_other_settings_counts_every_chunk(corpus: Path) -> None:

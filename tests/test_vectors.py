@@ -16,9 +16,11 @@ from rag.embedding import Embedder
 from rag.fusion import dense_weight, fuse
 from rag.index import reindex
 from rag.neighbours import with_neighbours
+from rag.preview import preview
 from rag.providers import ProviderError, make_provider
 from rag.question import Question
 from rag.retrieve import Passage, retrieve
+from rag.tokens import TokenCounter
 from rag.vector_index import Near, fits_this_cpu
 from tests.model_control import ModelControl
 from tests.test_retrieve import ABOUT_SOMETHING_ELSE, ABOUT_THE_SAMPLE, SAMPLE
@@ -118,6 +120,33 @@ async def test_a_full_rebuild_and_a_moved_file_embed_nothing(
     assert embedded(model_server) == []
     assert await count("SELECT count(*) FROM chunk_vectors") == 3
     assert documents(await retrieve(CAT_QUESTION, embedder=embedder))[0] == "felines.md"
+
+
+async def test_a_dry_run_counts_the_tokens_that_are_then_sent(
+    corpus: Path, embedder: Embedder, model_server: ModelControl
+) -> None:
+    count = TokenCounter(embedder.model).count
+
+    async def told_and_sent(*, full: bool = False) -> tuple[int, int]:
+        told = await preview(corpus, settings=SETTINGS, full=full, embedding_model=embedder.model)
+        before = len(embedded(model_server))
+        await reindex(corpus, settings=SETTINGS, full=full, embedder=embedder)
+        return told.embedding_tokens, sum(map(count, embedded(model_server)[before:]))
+
+    told, sent = await told_and_sent()
+    assert told == sent > 0
+    assert await told_and_sent(full=True) == (0, 0)
+    (corpus / "moved.md").write_text((corpus / "cats.md").read_text())
+    (corpus / "ships.md").write_text("# Ships\n\nThe small ship stays in the harbour.\n")
+    told, sent = await told_and_sent()
+    assert told == sent == count("Ships\n\n# Ships\n\nThe small ship stays in the harbour.")
+    (corpus / "left.md").write_text("# Left\n\nWritten, but not embedded.\n")
+    model_server.script({"endpoint": "embeddings", "status": 401})
+    with pytest.raises(ProviderError):
+        await reindex(corpus, settings=SETTINGS, embedder=embedder)
+    (corpus / "ships.md").unlink()
+    told, sent = await told_and_sent()
+    assert told == sent == count("Left\n\n# Left\n\nWritten, but not embedded.")
 
 
 async def test_another_model_serves_only_when_its_vectors_are_complete(
