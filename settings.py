@@ -71,11 +71,12 @@ class DatabaseSettings(_Environment):
 
 
 class ChunkingSettings(_Environment):
-    """What decides how a file is cut. `chat_model` is the model whose tokens are counted."""
+    """What decides how a file is cut and indexed. `chat_model` is the model whose tokens are counted."""
 
     chat_model: str = ""
     chunk_tokens: int = Field(400, ge=16)
     chunk_overlap: int = Field(60, ge=0)
+    morphemes: Literal["", "kiwi"] = ""
 
     def _conflicts(self) -> Iterator[str]:
         yield from super()._conflicts()

@@ -18,7 +18,7 @@ from cli.watch import watching
 from settings import ChunkingSettings, CorpusSettings, SettingsError, load
 
 if TYPE_CHECKING:
-    from rag.chunking import Chunk, ChunkSettings
+    from rag.chunking import Chunk
     from rag.index import Reindexed
     from rag.preview import Preview
 
@@ -47,11 +47,13 @@ def _expected() -> tuple[type[Exception], ...]:
     from models.database import DatabaseError
     from rag.corpus import CorpusError
     from rag.index import ReindexRunning
+    from rag.morphemes import MissingAnalyserError
     from rag.preparing import PreparingError
     from rag.providers import ProviderError
     from rag.tokens import TokenDataError
 
-    return SettingsError, DatabaseError, CorpusError, ReindexRunning, PreparingError, ProviderError, TokenDataError
+    of_the_index = CorpusError, ReindexRunning, PreparingError, MissingAnalyserError
+    return SettingsError, DatabaseError, *of_the_index, ProviderError, TokenDataError
 
 
 def _print(done: Reindexed, *, json: bool) -> None:
@@ -79,6 +81,7 @@ def _tell_problems(done: Reindexed) -> None:
 
 async def _reindex(settings: CorpusSettings, *, full: bool = False) -> Reindexed:
     from models.database import connect
+    from rag.chunking import ChunkSettings
     from rag.embedding import embedding
     from rag.index import reindex as bring_up_to_date
 
@@ -86,7 +89,7 @@ async def _reindex(settings: CorpusSettings, *, full: bool = False) -> Reindexed
         with _progress_bar() as show:
             return await bring_up_to_date(
                 settings.corpus_dir,
-                settings=_chunk_settings(settings),
+                settings=ChunkSettings.of(settings),
                 full=full,
                 max_file_bytes=settings.max_file_bytes,
                 ignore=_ignored(settings),
@@ -98,12 +101,13 @@ async def _reindex(settings: CorpusSettings, *, full: bool = False) -> Reindexed
 
 async def _preview(settings: CorpusSettings, *, full: bool) -> Preview:
     from models.database import connect
+    from rag.chunking import ChunkSettings
     from rag.preview import preview
 
     async with connect(settings.database_url.get_secret_value()):
         return await preview(
             settings.corpus_dir,
-            settings=_chunk_settings(settings),
+            settings=ChunkSettings.of(settings),
             full=full,
             max_file_bytes=settings.max_file_bytes,
             ignore=_ignored(settings),
@@ -126,23 +130,17 @@ def _progress_bar() -> Iterator[Callable[[int, int, int], None]]:
         yield lambda done, total, _chunks: progress.update(task, completed=done, total=total)
 
 
-def _chunk_settings(settings: ChunkingSettings) -> ChunkSettings:
-    from rag.chunking import ChunkSettings
-
-    return ChunkSettings(settings.chunk_tokens, settings.chunk_overlap, settings.chat_model)
-
-
 def chunks(
     file: Annotated[Path, typer.Argument(help="A Markdown file, in the corpus folder or not.")],
     json: Annotated[bool, typer.Option("--json", help="One JSON object a chunk.")] = False,
 ) -> None:
     """Print how a file is cut into chunks. Needs neither Redis nor PostgreSQL."""
-    from rag.chunking import cut
+    from rag.chunking import ChunkSettings, cut
     from rag.content import UnreadableFileError, open_content
     from rag.tokens import TokenDataError
 
     with failing_on(SettingsError, TokenDataError):
-        how = _chunk_settings(load(ChunkingSettings))
+        how = ChunkSettings.of(load(ChunkingSettings))
         try:
             for chunk in cut(open_content(file.resolve()).blocks(), how):
                 write_json(asdict(chunk)) if json else write(_readable(chunk))

@@ -81,13 +81,14 @@ class Found:
 def score(postings: Postings, query: Query) -> Found:
     """Score all chunks of an index for a query; a term that the corpus lacks weighs most. Work for a thread."""
     size = postings.live.chunk_count
-    idf = {term: weight * _idf(size, len(postings.rows[term].places)) for term, weight in query.weights.items()}
+    weights = {**query.weights, **query.morphemes}
+    idf = {term: weight * _idf(size, len(postings.rows[term].places)) for term, weight in weights.items()}
     factors = np.asarray(saturation(round(postings.live.term_count / max(size, 1))), dtype=np.float32)
     scores = np.zeros(size, dtype=np.float32)
     for term, weight in idf.items():
         row = postings.rows[term]
         scores[row.places] += (factors * np.float32(weight))[row.factors]
-    return Found(query, postings, idf, scores)
+    return Found(query, postings, {term: idf[term] for term in query.weights}, scores)
 
 
 def _idf(size: int, frequency: int) -> float:

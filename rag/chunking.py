@@ -11,11 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Final
+from typing import TYPE_CHECKING, Final, Self
 
 from rag.markdown import Block, Kind, Metadata, read_blocks, read_front_matter
 from rag.splitting import best_overlap, least_overlap, split, split_run
 from rag.tokens import PART_CHARACTERS, TokenCounter, counts_add
+
+if TYPE_CHECKING:
+    from settings import ChunkingSettings
 
 CHUNKER_VERSION: Final = 2
 _HEADING_CHARACTERS: Final = 200
@@ -39,11 +42,20 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class ChunkSettings:
-    """How to cut: tokens of a chunk, tokens that neighbours share, and the model whose tokens they are."""
+    """How to cut: tokens of a chunk, tokens that neighbours share, and the model whose tokens they are.
+
+    With `morphemes` those of a chunk's Korean words are indexed too (`rag.morphemes`).
+    """
 
     max_tokens: int
     overlap: int
     model: str
+    morphemes: bool = False
+
+    @classmethod
+    def of(cls, settings: ChunkingSettings) -> Self:
+        """Those of the environment."""
+        return cls(settings.chunk_tokens, settings.chunk_overlap, settings.chat_model, settings.morphemes == "kiwi")
 
     def __post_init__(self) -> None:
         if self.max_tokens < 16:

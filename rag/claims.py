@@ -21,6 +21,7 @@ from tortoise import Tortoise
 from tortoise.backends.base.client import BaseDBAsyncClient
 
 from models.transaction import RETRY_FOR_S, transact
+from rag import morphemes
 from rag.chunking import ChunkSettings
 from rag.corpus import SourceFile, is_as_walked
 from rag.generations import Generation, fingerprint
@@ -43,13 +44,18 @@ class Plan:
 
     def dump(self) -> str:
         """As JSON."""
-        return json.dumps({**asdict(self), "fingerprint": fingerprint(self.settings)})
+        told = {**asdict(self), "fingerprint": fingerprint(self.settings)}
+        if not self.settings.morphemes:
+            del told["settings"]["morphemes"]  # workers of before know nothing of it
+        return json.dumps(told)
 
     @classmethod
     def load(cls, text: str) -> Self | None:
         """What `dump` gave; None if this program would cut the files otherwise than the one that wrote it."""
         told = json.loads(text)
         settings = ChunkSettings(**told["settings"])
+        if settings.morphemes and not morphemes.is_installed():
+            return None
         if told["fingerprint"] != fingerprint(settings):
             return None
         return cls(Generation(**told["generation"]), settings, told["started_ns"])

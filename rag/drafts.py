@@ -86,7 +86,7 @@ def prepare(files: Sequence[SourceFile], known: Mapping[str, Known], settings: C
     Raises:
         UnreadableFileError: a file of more than one block changed while it was read.
     """
-    filling = _Filling()
+    filling = _Filling(settings)
     for file in files:
         before = known.get(file.path, Known())
         try:
@@ -102,7 +102,7 @@ def prepare(files: Sequence[SourceFile], known: Mapping[str, Known], settings: C
             filling.add(file.path, chunk, cut_file.metadata.title, before.chunks)
             if filling.is_full:
                 yield filling.finish()
-                filling = _Filling()
+                filling = _Filling(settings)
         filling.draft.stale.extend(before.chunks.rest())
         filling.draft.finished.append(FinishedDocument(file, content.content_hash, cut_file.metadata))
     yield filling.finish()
@@ -111,8 +111,9 @@ def prepare(files: Sequence[SourceFile], known: Mapping[str, Known], settings: C
 class _Filling:
     """A draft while it is being filled."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: ChunkSettings) -> None:
         self.draft = Draft()
+        self._with_morphemes = settings.morphemes
         self._postings = PostingsDraft()
         self._characters = 0
 
@@ -127,7 +128,7 @@ class _Filling:
         if same is not None:
             self.draft.kept.append(KeptChunk(same, chunk.position, chunk.start_offset, chunk.end_offset))
             return
-        frequencies, length = term_frequencies(chunk.text, chunk.heading, title)
+        frequencies, length = term_frequencies(chunk.text, chunk.heading, title, with_morphemes=self._with_morphemes)
         self._postings.add(frequencies, length)
         self._characters += len(chunk.text)
         self.draft.added.append((path, _pack(chunk, length, digest)))

@@ -9,6 +9,7 @@ from tortoise import Tortoise
 from tortoise.backends.base.client import BaseDBAsyncClient
 
 from models.transaction import transact
+from rag import morphemes
 from rag.chunking import CHUNKER_VERSION, ChunkSettings
 from rag.lexical import TERMS_VERSION
 from rag.tokens import TokenCounter
@@ -25,12 +26,18 @@ class Generation:
 
 
 def fingerprint(settings: ChunkSettings, embedding_model: str = "") -> str:
-    """Two indexes with the same fingerprint hold the same chunks, terms and vectors for the same files."""
+    """Two indexes with the same fingerprint hold the same chunks, terms and vectors for the same files.
+
+    Raises:
+        MissingAnalyserError: morphemes are wanted, and what finds them is not installed.
+    """
     encoding = TokenCounter(settings.model).encoding_name
     return (
         f"chunker={CHUNKER_VERSION} terms={TERMS_VERSION} encoding={encoding} "
         f"max_tokens={settings.max_tokens} overlap={settings.overlap}"
-    ) + (f" embedding={embedding_model}" if embedding_model else "")
+        + (f" morphemes={morphemes.version()}" if settings.morphemes else "")
+        + (f" embedding={embedding_model}" if embedding_model else "")
+    )
 
 
 async def keep_encoding(settings: ChunkSettings) -> ChunkSettings:

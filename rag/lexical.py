@@ -20,6 +20,8 @@ from typing import Final
 
 import snowballstemmer  # type: ignore[import-untyped]
 
+from rag.morphemes import morphemes
+
 TERMS_VERSION: Final = 1
 K1: Final = 1.2
 B: Final = 0.75
@@ -124,21 +126,24 @@ def _parts(word: str) -> Iterable[str]:
             yield from _CAMEL.findall(part)
 
 
-def term_frequencies(text: str, heading: str, title: str) -> tuple[Counter[str], int]:
-    """The weighted frequencies of a chunk's terms, and its length in terms.
+def term_frequencies(text: str, heading: str, title: str, *, with_morphemes: bool = False) -> tuple[Counter[str], int]:
+    """The weighted frequencies of a chunk's terms, and its length in terms, of which morphemes are none.
 
     A term of the heading path or of the document's title counts as often as one that stands in the text twice more.
     """
     frequencies = Counter(terms(text))
     length = frequencies.total()
-    for term in _heading_terms(heading, title):
+    if with_morphemes:
+        frequencies.update(morphemes(text))
+    for term in _heading_terms(heading, title, with_morphemes):
         frequencies[term] += _HEADING_WEIGHT
     return frequencies, length
 
 
 @lru_cache(maxsize=256)
-def _heading_terms(heading: str, title: str) -> frozenset[str]:
-    return frozenset(terms(heading)) | frozenset(terms(title))
+def _heading_terms(heading: str, title: str, with_morphemes: bool) -> frozenset[str]:
+    found = frozenset(terms(heading)) | frozenset(terms(title))
+    return found | frozenset(morphemes(f"{heading}\n{title}")) if with_morphemes else found
 
 
 def length_step(length: int) -> int:

@@ -33,7 +33,10 @@ _INT8_ELEMENT: Final = np.dtype([("size", ">i4"), ("value", ">i8")])
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """The index that serves, as one snapshot shows it: `embedding_model` is empty until its vectors are complete."""
+    """The index that serves, as one snapshot shows it.
+
+    `embedding_model` is empty until its vectors are complete; `has_morphemes` says whether they are terms of it.
+    """
 
     generation_id: int
     created_at: datetime
@@ -42,6 +45,7 @@ class Live:
     segment_ids: tuple[int, ...]
     chunk_counts: tuple[int, ...]
     term_count: int
+    has_morphemes: bool
 
     @property
     def chunk_count(self) -> int:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from rag.lexical import terms, words
+from rag.morphemes import morphemes
 
 _COVERAGE_HANGUL: Final = 0.5
 _ENOUGH: Final = 4.0
 _HISTORY_QUESTIONS: Final = 3
 _HISTORY_WEIGHT: Final = 0.6
+_MORPHEME_WEIGHT: Final = 0.75
 _PARTICLE_WEIGHT: Final = 0.3
 _HANGUL = re.compile("[가-힣]")
 _PARTICLE_ENDINGS = re.compile(
@@ -34,12 +36,14 @@ _QUESTION_WORDS = re.compile(
 class Query:
     """Terms to look for, with how much each counts, and the words that they are parts of.
 
-    A chunk that holds all of them counts for `coverage` more than one that reaches its score with a few.
+    A chunk that holds all of them counts for `coverage` more than one that reaches its score with a few. `morphemes`
+    are further terms, which say what is better, not what is enough.
     """
 
     weights: Mapping[str, float]
     words: frozenset[frozenset[str]]
     coverage: float
+    morphemes: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,29 +62,37 @@ class Question:
         """The question for an embedding: one that says too little comes with the one before."""
         return self.text if not self.history or _says_enough(self.text) else f"{self.history[-1]}\n{self.text}"
 
-    def alone(self) -> Query:
+    def alone(self, *, with_morphemes: bool = False) -> Query:
         """What it asks for by itself."""
-        return self._query(_weights(self.text), _words(self.text))
+        return Question(self.text).query(with_morphemes=with_morphemes)
 
-    def query(self) -> Query:
-        """What it asks for; the session lends its terms to a question that says too little ("그건 왜?")."""
-        alone = self.alone()
-        if _says_enough(self.text):
-            return alone
-        weights, found = dict(alone.weights), set(alone.words)
-        share = _HISTORY_WEIGHT if weights else 1.0
-        for earlier in reversed(self.history[-_HISTORY_QUESTIONS:]):
-            lent = _weights(earlier)
-            for term, weight in lent.items():
-                weights[term] = max(weights.get(term, 0.0), share * weight)
-            if lent:
-                share *= _HISTORY_WEIGHT
-            found |= _words(earlier)
-        return self._query(weights, frozenset(found))
+    def query(self, *, with_morphemes: bool = False) -> Query:
+        """What it asks for; the session lends its terms to a question that says too little ("그건 왜?").
 
-    def _query(self, weights: Mapping[str, float], found: frozenset[frozenset[str]]) -> Query:
-        # A bigram meets those of other words by chance; many of one question in one chunk are no chance.
-        return Query(weights, found, _COVERAGE_HANGUL if self.has_hangul else 0.0)
+        Raises:
+            MissingAnalyserError: morphemes are wanted, and what finds them is not installed.
+        """
+        lent = () if _says_enough(self.text) else self.history[-_HISTORY_QUESTIONS:]
+        return Query(
+            weights=_with_lent(_weights, self.text, lent),
+            words=_words(self.text).union(*map(_words, lent)),
+            # A bigram meets those of other words by chance; many of one question in one chunk are no chance.
+            coverage=_COVERAGE_HANGUL if self.has_hangul else 0.0,
+            morphemes=_with_lent(_morpheme_weights, self.text, lent) if with_morphemes else {},
+        )
+
+
+def _with_lent(weigh: Callable[[str], dict[str, float]], text: str, lent: Sequence[str]) -> dict[str, float]:
+    """The weights of a question's terms, and of those that earlier questions lend it."""
+    weights = weigh(text)
+    share = _HISTORY_WEIGHT if weights else 1.0
+    for earlier in reversed(lent):
+        found = weigh(earlier)
+        for term, weight in found.items():
+            weights[term] = max(weights.get(term, 0.0), share * weight)
+        if found:
+            share *= _HISTORY_WEIGHT
+    return weights
 
 
 def _says_enough(text: str) -> bool:
@@ -101,3 +113,8 @@ def _weights(text: str) -> dict[str, float]:
             if bigram in weights:
                 weights[bigram] *= _PARTICLE_WEIGHT
     return weights
+
+
+def _morpheme_weights(text: str) -> dict[str, float]:
+    counts = Counter(morphemes(_QUESTION_WORDS.sub(" ", text)))
+    return {term: _MORPHEME_WEIGHT * count for term, count in counts.items()}

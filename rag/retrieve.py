@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -13,10 +14,13 @@ from tortoise import Tortoise
 from rag.bm25 import Found, Hit, score
 from rag.embedding import Embedder
 from rag.fusion import dense_weight, fuse
+from rag.morphemes import MissingAnalyserError
 from rag.postings import Live, PostingsCache
 from rag.question import Query, Question
 from rag.snapshot import read_chunks, read_live, snapshot
 from rag.vectors import VectorCache
+
+logger = logging.getLogger("protostar.retrieval")
 
 TOP_K: Final = 8
 FLOOR: Final = 0.27
@@ -137,13 +141,23 @@ class _Words:
 
 
 async def _search_words(connection: Any, live: Live, asked: Question) -> _Words:
-    query, alone = asked.query(), asked.alone()
+    query, alone = await _queries(live, asked)
     found = await _search(connection, live, query)
     return _Words(found, await _search(connection, live, alone) if alone != query else None)
 
 
+async def _queries(live: Live, asked: Question) -> tuple[Query, Query]:
+    """What a question asks for in its session, and alone."""
+    if live.has_morphemes:
+        try:
+            return await asyncio.to_thread(lambda: (asked.query(with_morphemes=True), asked.alone(with_morphemes=True)))
+        except MissingAnalyserError as error:
+            logger.warning("morphemes_not_searched error=%s", error)
+    return asked.query(), asked.alone()
+
+
 async def _search(connection: Any, live: Live, query: Query) -> Found:
-    postings = await _kept().postings.read(connection, live, list(query.weights))
+    postings = await _kept().postings.read(connection, live, [*query.weights, *query.morphemes])
     return await asyncio.to_thread(score, postings, query)
 
 

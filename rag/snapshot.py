@@ -33,6 +33,7 @@ async def read_live(connection: Any) -> Live | None:
         segment_ids=tuple(row["segment_ids"]),
         chunk_counts=tuple(row["chunk_counts"]),
         term_count=row["term_count"],
+        has_morphemes=row["has_morphemes"],
     )
 
 
@@ -52,6 +53,7 @@ async def read_around(connection: Any, chunk_ids: Sequence[int]) -> dict[int, li
 
 _LIVE: Final = """
 SELECT generations.id, generations.created_at, generations.vectors_version,
+    generations.settings LIKE '% morphemes=%' AS has_morphemes,
     CASE WHEN generations.has_vectors THEN generations.embedding_model ELSE '' END AS embedding_model,
     coalesce(array_agg(segments.id ORDER BY segments.id) FILTER (WHERE segments.id IS NOT NULL), '{}') AS segment_ids,
     coalesce(array_agg(segments.chunk_count ORDER BY segments.id) FILTER (WHERE segments.id IS NOT NULL), '{}')

@@ -60,6 +60,20 @@ keep_or_remove_venv() {
     rm -rf "$venv"
 }
 
+# What the tests need and the demo does not. Read after `set_up`.
+set_up_for_tests() {
+    stamp=$venv/protostar-tests-stamp
+    want=$(cksum <"$root/tests/requirements.txt")
+    [ "$(cat "$stamp" 2>/dev/null)" = "$want" ] && return
+    say "Getting a Korean analyser for the tests; the first time this takes a minute ..."
+    if command -v uv >/dev/null 2>&1; then
+        uv_install --no-deps --require-hashes -r "$root/tests/requirements.txt"
+    else
+        pip_install --no-deps --require-hashes -r "$root/tests/requirements.txt"
+    fi || give_up "the set-up failed; the lines above say why. The next start tries again."
+    printf '%s\n' "$want" >"$stamp"
+}
+
 begin_venv() { echo unfinished >"$stamp"; }
 
 install_with_uv() {

@@ -10,6 +10,7 @@ from protostar_client.contract import ErrorCode, JobError, ReindexRequest
 from rag.chunking import ChunkSettings
 from rag.corpus import IGNORED, CorpusError
 from rag.index import FanOut, ReindexRunning, reindex
+from rag.morphemes import MissingAnalyserError
 from rag.preparing import PreparingError
 from tasks.context import Context
 from tasks.helpers import call_helpers
@@ -23,7 +24,8 @@ async def reindex_corpus(ctx: Context, **arguments: Any) -> dict[str, Any]:
 
     Raises:
         InvalidRequest: an argument is unknown or wrong.
-        JobError: the folder can't be read, another reindexer is at work, or the process that prepares files was killed.
+        JobError: the folder can't be read, Kiwi is asked for and missing, another reindexer is at work, or the process
+            that prepares files was killed.
         ProviderError: not every text could be embedded; the next run goes on.
     """
     settings = ctx["tools"].settings
@@ -31,7 +33,7 @@ async def reindex_corpus(ctx: Context, **arguments: Any) -> dict[str, Any]:
     try:
         done = await reindex(
             settings.corpus_dir,
-            settings=ChunkSettings(settings.chunk_tokens, settings.chunk_overlap, settings.chat_model),
+            settings=ChunkSettings.of(settings),
             full=request.full,
             max_file_bytes=settings.max_file_bytes,
             ignore=IGNORED + settings.corpus_ignore,
@@ -39,7 +41,7 @@ async def reindex_corpus(ctx: Context, **arguments: Any) -> dict[str, Any]:
             vector_index=settings.vector_search == "auto",
             fan_out=_fan_out(ctx),
         )
-    except (CorpusError, ReindexRunning) as error:
+    except (CorpusError, ReindexRunning, MissingAnalyserError) as error:
         raise JobError(ErrorCode.INVALID_REQUEST, str(error)) from None
     except PreparingError as error:
         raise JobError(ErrorCode.INTERNAL, str(error)) from None

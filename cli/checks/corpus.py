@@ -11,6 +11,7 @@ from cli.output import span
 from rag.chunking import ChunkSettings
 from rag.corpus import SourceFile, Walk, is_inside
 from rag.generations import fingerprint
+from rag.morphemes import MissingAnalyserError, is_installed
 from rag.prompt_files import PromptsError, load_prompts
 from tasks.store_status import IndexStatus
 
@@ -89,10 +90,12 @@ async def _freshness(site: Site, state: IndexStatus) -> Finding:
 async def _other_settings(site: Site) -> str:
     """What to say where the index was made with other settings; empty where it was not."""
     settings = site.settings
-    for variable in ("PROTOSTAR_CHAT_MODEL", "PROTOSTAR_CHUNK_TOKENS", "PROTOSTAR_CHUNK_OVERLAP"):
-        if variable in site.wrong:
+    for variable in ("CHAT_MODEL", "CHUNK_TOKENS", "CHUNK_OVERLAP", "MORPHEMES"):
+        if f"PROTOSTAR_{variable}" in site.wrong:
             return ""
-    how = ChunkSettings(settings.chunk_tokens, settings.chunk_overlap, settings.chat_model)
+    how = ChunkSettings.of(settings)
+    if how.morphemes and not is_installed():
+        return str(MissingAnalyserError())
     database = await site.migrated()
     rows = await database.execute_query_dict("SELECT settings FROM generations WHERE is_current")
     is_same = not rows or rows[0]["settings"] == fingerprint(how, settings.embedding_model)
