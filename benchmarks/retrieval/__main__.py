@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +13,7 @@ import uvloop
 
 from benchmarks.report import write
 from benchmarks.retrieval import quality, sets, speed, texts
-from benchmarks.retrieval.stage import running_postgres
+from benchmarks.retrieval.stage import SETTINGS, running_postgres
 
 README: Final = Path(__file__).with_name("README.md")
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -20,11 +21,13 @@ TEXTS: Final = ROOT / ".protostar" / "benchmark-texts"
 PARTS: Final = ("quality", "speed")
 
 
-async def _sets(folders: list[Path], questions: int) -> None:
+async def _sets(folders: list[Path], questions: int, *, morphemes: bool) -> None:
+    settings = replace(SETTINGS, morphemes=morphemes)
     with running_postgres() as server:
-        for section in await sets.measure(server, [sets.load(folder, questions) for folder in folders]):
+        for section in await sets.measure(server, [sets.load(folder, questions) for folder in folders], settings):
             print(section.markdown())
-            write(section, README)
+            if not morphemes:
+                write(section, README)
 
 
 async def _main(parts: list[str], sizes: list[int]) -> None:
@@ -47,10 +50,11 @@ def main() -> None:
         "--sets", nargs="+", type=Path, default=[], metavar="DIR", help="these sets alone; see README.md"
     )
     parser.add_argument("--questions", type=int, default=400, help="of each of these sets, at most")
+    parser.add_argument("--morphemes", action="store_true", help="index these sets with the extra kiwi; prints only")
     options = parser.parse_args()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         if options.sets:
-            runner.run(_sets(options.sets, options.questions))
+            runner.run(_sets(options.sets, options.questions, morphemes=options.morphemes))
         else:
             runner.run(_main(options.parts or list(PARTS), options.sizes))
 

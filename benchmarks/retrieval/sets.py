@@ -15,6 +15,7 @@ from benchmarks.retrieval.contenders import Bm25, bigram_terms
 from benchmarks.retrieval.quality import HYBRID, LEXICAL, PLAIN
 from benchmarks.retrieval.questions import TOP, Question, ndcg
 from benchmarks.retrieval.stage import indexed, local_embedder, units_of
+from rag.chunking import ChunkSettings
 from rag.embedding import Embedder
 from rag.retrieve import retrieve
 from stack.postgres import Postgres
@@ -48,7 +49,7 @@ def load(folder: Path, most: int) -> QuestionSet:
     return QuestionSet(folder, random.Random(1).sample(questions, min(most, len(questions))))
 
 
-async def measure(server: Postgres, sets: Sequence[QuestionSet]) -> list[Section]:
+async def measure(server: Postgres, sets: Sequence[QuestionSet], settings: ChunkSettings) -> list[Section]:
     """Rankings by document, and how often each way gives passages: for a set's questions, and for the others'."""
     embedder = local_embedder()
     ranks: dict[str, list[str]] = {}
@@ -60,7 +61,7 @@ async def measure(server: Postgres, sets: Sequence[QuestionSet]) -> list[Section
             if other is not each
             for asked in random.Random(2).sample(other.questions, min(_FOREIGN, len(other.questions)))
         ]
-        async with indexed(server, f"set_{number}", each.folder / "docs", embedder) as database:
+        async with indexed(server, f"set_{number}", each.folder / "docs", embedder, settings) as database:
             plain = Bm25(await units_of(database), bigram_terms)
             for way, rank in _ways(plain, embedder).items():
                 scores = [_ndcg(await rank(asked.text), asked.documents) for asked in each.questions]

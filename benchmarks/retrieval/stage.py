@@ -6,6 +6,9 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Final, cast
+from zlib import crc32
+
+import numpy as np
 
 from benchmarks.retrieval.questions import Unit
 from models.database import connect
@@ -20,6 +23,7 @@ from stack.places import server_account, temporary_base_folder
 from stack.postgres import Postgres
 
 SETTINGS: Final = ChunkSettings(400, 60, "gpt-4o")
+_NUMBERS: Final = 512
 
 
 @contextmanager
@@ -31,12 +35,14 @@ def running_postgres() -> Iterator[Postgres]:
 
 
 @asynccontextmanager
-async def indexed(server: Postgres, name: str, folder: Path, embedder: Embedder | None) -> AsyncIterator[Any]:
+async def indexed(
+    server: Postgres, name: str, folder: Path, embedder: Embedder | None, settings: ChunkSettings = SETTINGS
+) -> AsyncIterator[Any]:
     """A connection to a database that holds the index of a folder."""
     server.create_database(name)
     await migrate(server.url(name))
     async with connect(server.url(name)) as database:
-        await reindex(folder, settings=SETTINGS, embedder=embedder)
+        await reindex(folder, settings=settings, embedder=embedder)
         await database.execute_script("VACUUM ANALYZE")
         yield database
     server.drop_database(name)
@@ -65,3 +71,17 @@ class _Local:
 def local_embedder() -> Embedder:
     """The embedder of the demo: `universal-sentence-encoder-multilingual`, 512 numbers a text."""
     return Embedder(cast(Provider, _Local()), MODEL)
+
+
+class _Random:
+    """Vectors that depend on nothing but the text, at no cost: for times, not for rankings."""
+
+    name = "random"
+
+    async def embed(self, texts: Sequence[str], *, model: str) -> list[list[float]]:  # noqa: ARG002
+        return [np.random.default_rng(crc32(text.encode())).standard_normal(_NUMBERS).tolist() for text in texts]
+
+
+def random_embedder() -> Embedder:
+    """A vector of random direction for each text: the hard case for an index of them."""
+    return Embedder(cast(Provider, _Random()), "random")
