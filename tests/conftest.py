@@ -27,7 +27,19 @@ DOCUMENT = """# 전달 보장
 일시적인 오류는 지수 백오프로 다시 시도한다.
 """
 
+LONGEST = (
+    "test_kill_matrix.py", "test_fault_matrix.py", "test_soak.py", "test_docs.py", "test_gate.py", "test_chat_page.py",
+    "test_doctor.py", "test_older_protocol.py", "test_client_package.py", "test_index_memory.py", "test_cli_jobs.py",
+    "test_preparing.py", "test_vector_index.py", "test_index.py", "test_typescript.py",
+)  # fmt: skip
+
 _numbers = itertools.count(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that the end of a run leaves no process with one of them."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(scope="session")
