@@ -131,7 +131,8 @@ async def test_burst_does_what_is_queued_and_ends(house: House) -> None:
     await until(ended, "the worker ends", house.logs)
     assert worker.exit_code == 0, house.logs()
     assert [(await house.result(job.job_id))["s"] for job in jobs] == [True] * 3
-    assert await house.redis.zcard("arq:queue") == 0
+    # A summary that was enqueued while the worker ended is the next one's.
+    assert all(job_id.startswith(b"summary:") for job_id in await house.redis.zrange("arq:queue", 0, -1))
 
 
 async def test_check_is_true_while_a_worker_serves_and_false_after_its_death(house: House) -> None:
