@@ -174,9 +174,10 @@ def _console(*, stderr: bool) -> Console:
 
 @contextlib.contextmanager
 def _conversation(corpus: Path, out: Console, notes: Console) -> Iterator[Conversation]:
-    with running_parts(corpus) as parts, parts.worker() as worker:  # it starts while we index
-        _index(parts, corpus, notes)
-        yield Conversation(parts, worker, out=out, notes=notes)
+    with running_parts(corpus) as parts:
+        _index(parts, corpus, notes)  # before there is a worker, which indexes when it starts
+        with parts.worker() as worker:
+            yield Conversation(parts, worker, out=out, notes=notes)
 
 
 def _index(parts: Parts, corpus: Path, notes: Console) -> None:
