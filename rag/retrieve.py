@@ -92,7 +92,8 @@ async def _by_words(asked: Question, top_k: int, *, floor: bool) -> list[Passage
 
 
 async def _by_both(asked: Question, embedder: Embedder, top_k: int, *, floor: bool) -> list[Passage]:
-    pool = max(_POOL, top_k * _CANDIDATES)
+    limit = top_k * _CANDIDATES
+    pool = max(_POOL, limit)
     embedding = asyncio.create_task(embedder.embed_question(asked.in_session()))
     try:
         async with snapshot() as connection:
@@ -100,20 +101,28 @@ async def _by_both(asked: Question, embedder: Embedder, top_k: int, *, floor: bo
             if live is None:
                 return []
             words = await _search_words(connection, live, asked)
-            rows = await read_chunks(connection, live.generation_id, words.found.best(pool))
+            found = words.found.best(pool)
+            # At hand whatever becomes of this generation until the vectors are compared.
+            rows = await read_chunks(connection, live.generation_id, found[:limit])
         vector = await embedding if live.embedding_model == embedder.model else None
     finally:
         embedding.cancel()
-    near = None if vector is None else await _kept().vectors.search(live, vector, pool, also=list(rows))
+    near = None if vector is None else await _kept().vectors.search(live, vector, pool, also=found)
     if near is None:
-        return words.passages(rows, top_k, floor=floor)
-    further = [id_ for id_ in near.cosines if id_ not in rows]
-    async with snapshot() as connection:
-        rows |= await read_chunks(connection, live.generation_id, further)
-    hits = words.of(rows)
-    if floor and not any(hit.share + near.nearness(id_) >= FLOOR_WITH_VECTORS for id_, hit in hits.items()):
-        return []
-    return _distinct(rows, fuse(words.found.standard(hits), near.standard(), dense_weight(asked)), top_k)
+        return await _by_words(asked, top_k, floor=floor)
+    hits = words.of([*found, *near.cosines])
+    scores = fuse(words.found.standard(hits), near.standard(), dense_weight(asked))
+    best = sorted(scores, key=lambda id_: -scores[id_])
+    while True:
+        async with snapshot() as connection:
+            further = [id_ for id_ in best[:limit] if id_ not in rows]
+            rows |= await read_chunks(connection, live.generation_id, further)
+        if floor and not any(hits[id_].share + near.nearness(id_) >= FLOOR_WITH_VECTORS for id_ in rows):
+            return []
+        passages = _distinct(rows, scores, top_k)
+        if len(passages) == top_k or limit >= len(best):
+            return passages
+        limit *= _MORE_CANDIDATES
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The vectors of a large generation once more, in an index of PostgreSQL, where the server has pgvector.
 
-`chunk_vectors` is the truth. A generation of `INDEXED_FROM` chunks and more has a table beside it, `vectors_of_{id}`,
+`chunk_vectors` is the truth. A generation of `INDEXED_FROM_BYTES` and more has a table beside it, `vectors_of_{id}`,
 with the same vectors as pgvector's `halfvec` under an HNSW index; dropping it loses nothing. Without it, search is
 exact and in the process (`rag.vectors`).
 """
@@ -31,14 +31,15 @@ from rag.snapshot import snapshot
 logger = logging.getLogger("protostar.vectors")
 
 STORED: Final = np.dtype("<f2")
-INDEXED_FROM: Final = 50_000
-"""The vectors from which on an index is worth its making: fewer are soon compared, in 100 MB of a process or less."""
+INDEXED_FROM_BYTES: Final = 256 * 1024 * 1024
+"""What exact search would take in each process from which on an index is made: 131,072 vectors of 512 numbers."""
 
 LONGEST_LIST: Final = 400
 """The most neighbours to ask the index for; it looks at 1,000 at most."""
 
 _MOST_NUMBERS: Final = 4000  # of a halfvec under an HNSW index
 _LOOKED_AT: Final = 800
+_BYTES_A_NUMBER: Final = 4  # in a process
 _SAMPLE: Final = 1000
 _COPIED_AT_ONCE: Final = 5000
 _BUILD_S: Final = 3600.0
@@ -139,8 +140,12 @@ async def _drop(generation_id: int) -> None:
 
 
 async def _is_worth_it(generation_id: int) -> bool:
-    rows = await _database().execute_query_dict(_SIZE, [generation_id, INDEXED_FROM])
-    return bool(rows[0]["is_complete"] and rows[0]["count"] >= INDEXED_FROM and rows[0]["numbers"] <= _MOST_NUMBERS)
+    numbers = await _database().execute_query_dict(_NUMBERS, [generation_id])
+    if not numbers or numbers[0]["numbers"] > _MOST_NUMBERS:
+        return False
+    enough = max(1, INDEXED_FROM_BYTES // (_BYTES_A_NUMBER * numbers[0]["numbers"]))
+    [size] = await _database().execute_query_dict(_SIZE, [generation_id, enough])
+    return bool(size["is_complete"] and size["count"] >= enough)
 
 
 async def _has_pgvector() -> bool:
@@ -216,10 +221,9 @@ SELECT EXISTS (
 )
 """
 _SIZE: Final = """
-SELECT coalesce(bool_and(has_vectors), FALSE) AS is_complete, count(*),
-    coalesce(max(octet_length(vector)), 0) / 2 AS numbers
+SELECT coalesce(bool_and(has_vectors), FALSE) AS is_complete, count(*)
 FROM (
-    SELECT generations.has_vectors, chunk_vectors.vector
+    SELECT generations.has_vectors
     FROM chunk_vectors JOIN chunks ON chunks.id = chunk_vectors.chunk_id
     JOIN generations ON generations.id = chunks.generation_id
     WHERE generations.id = $1 LIMIT $2
@@ -231,7 +235,7 @@ SELECT inet_server_addr() IS NULL OR host(inet_server_addr()) IN ('127.0.0.1', '
     EXISTS (SELECT FROM pg_available_extensions WHERE name = 'vector') AS could_have
 """
 _NUMBERS: Final = """
-SELECT octet_length(vector) / 2 FROM chunk_vectors JOIN chunks ON chunks.id = chunk_vectors.chunk_id
+SELECT octet_length(vector) / 2 AS numbers FROM chunk_vectors JOIN chunks ON chunks.id = chunk_vectors.chunk_id
 WHERE chunks.generation_id = $1 LIMIT 1
 """
 _DELETE_GONE: Final = "DELETE FROM {table} AS ours WHERE NOT EXISTS (SELECT FROM chunks WHERE id = ours.chunk_id)"

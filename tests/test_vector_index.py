@@ -111,7 +111,7 @@ async def plan() -> str:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """An index is made for a few vectors too."""
-    monkeypatch.setattr(vector_index, "INDEXED_FROM", FEW_ENOUGH)
+    monkeypatch.setattr(vector_index, "INDEXED_FROM_BYTES", FEW_ENOUGH * NUMBERS * 4)
 
 
 @pytest.fixture
@@ -240,11 +240,11 @@ async def test_only_a_large_generation_that_serves_has_an_index(small: None, dat
     assert await tables() == [f"vectors_of_{first}"][:CAN_INDEX]
 
     second = await make_generation()
-    await add_chunks(second, random_vectors(FEW)[:, : NUMBERS // 2])  # another model
+    await add_chunks(second, random_vectors(2 * FEW)[:, : NUMBERS // 2])  # another model
     await keep_vector_index(second)
     assert await tables() == [f"vectors_of_{second}"][:CAN_INDEX]
 
-    await run("DELETE FROM chunks WHERE generation_id = $1 AND id > $2", second, ids[-1] + FEW_ENOUGH - 1)
+    await run("DELETE FROM chunks WHERE generation_id = $1 AND id > $2", second, ids[-1] + 2 * FEW_ENOUGH - 1)
     await keep_vector_index(second)
     assert await tables() == []
     assert (await live()).embedding_model == "model"

@@ -88,7 +88,7 @@ async def test_an_index_run_keeps_the_index_of_a_large_corpus(
     corpus: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     indexes = "SELECT count(*) FROM pg_class WHERE relname LIKE 'vectors\\_of\\_%' AND relkind = 'r'"
-    monkeypatch.setattr(vector_index, "INDEXED_FROM", 3)
+    monkeypatch.setattr(vector_index, "INDEXED_FROM_BYTES", 1)
     for full in (False, True):
         await reindex(corpus, settings=SETTINGS, full=full, embedder=embedder)
         assert await count(indexes) == fits_this_cpu()

@@ -135,5 +135,5 @@ async def pgvector(site: Site) -> Finding:
     return note(
         "pgvector",
         says,
-        "nothing for a small corpus; for fifty thousand chunks and more install the package postgresql-NN-pgvector",
+        "nothing below 256 MiB of vectors (131,072 chunks of 512 numbers), else the package postgresql-NN-pgvector",
     )
