@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from rag.question import Query
 
 Floats = npt.NDArray[np.float32]
 Places = npt.NDArray[np.intp]
+Shares = npt.NDArray[np.floating[Any]]
 
 _RECONSIDERED: Final = 200  # beyond those wanted, for what coverage brings up
 _MINOR: Final = 0.02  # of a question's weight: a word that says no more is none to be held
@@ -43,8 +44,8 @@ class Found:
     def best(self, limit: int) -> list[int]:
         """The chunks with the best scores, best first."""
         places = _best(self._scores, limit + _RECONSIDERED)
-        scores = [hit.score for hit in self._hits(places)]
-        order = np.argsort(-np.asarray(scores), kind="stable")[:limit]
+        *_, scores = self._at(places)
+        order = np.argsort(-scores, kind="stable")[:limit]
         return self._postings.chunks.ids[places[order]].tolist()  # type: ignore[no-any-return]
 
     def of(self, chunk_ids: Iterable[int]) -> dict[int, Hit]:
@@ -64,18 +65,22 @@ class Found:
         return {id_: (hit.score - mean) / spread if spread else 0.0 for id_, hit in hits.items()}
 
     def _hits(self, places: Places) -> list[Hit]:
-        rows = self._postings.rows
-        held = {term: weight * _holds(rows[term].places, places) for term, weight in self._idf.items()}
-        total = max(sum(self._idf.values()), 1e-9)
-        shares = sum(held.values(), np.zeros(len(places))) / total
-        scores = self._scores[places] * (1 + self._query.coverage * shares)
-        words = [word for word in self._query.words if self._weight(word) > _MINOR * total]
+        held, shares, scores = self._at(places)
+        least = _MINOR * self._weight(self._idf)
+        words = [word for word in self._query.words if self._weight(word) > least]
         is_held = (sum(held[term] for term in word) >= self._weight(word) / 2 for word in words)
         says_little = (sum(is_held, np.zeros(len(places))) < 2) & (len(words) > 2)
         return list(map(Hit, scores.tolist(), np.where(says_little, shares / 2, shares).tolist()))
 
-    def _weight(self, word: frozenset[str]) -> float:
-        return sum(self._idf[term] for term in word)
+    def _at(self, places: Places) -> tuple[dict[str, Shares], Shares, Shares]:
+        """At some places: the weight of each term that is held, the share of all weight, and the score."""
+        rows = self._postings.rows
+        held = {term: weight * _holds(rows[term].places, places) for term, weight in self._idf.items()}
+        shares = sum(held.values(), np.zeros(len(places))) / max(self._weight(self._idf), 1e-9)
+        return held, shares, self._scores[places] * (1 + self._query.coverage * shares)
+
+    def _weight(self, terms: Iterable[str]) -> float:
+        return sum(self._idf[term] for term in terms)
 
 
 def score(postings: Postings, query: Query) -> Found:

@@ -35,13 +35,15 @@ _INT8_ELEMENT: Final = np.dtype([("size", ">i4"), ("value", ">i8")])
 class Live:
     """The index that serves, as one snapshot shows it.
 
-    `embedding_model` is empty until its vectors are complete; `has_morphemes` says whether they are terms of it.
+    `embedding_model` is empty until its vectors are complete; `has_vector_index` says whether PostgreSQL indexes them,
+    and `has_morphemes` whether morphemes are terms of it.
     """
 
     generation_id: int
     created_at: datetime
     embedding_model: str
     vectors_version: int
+    has_vector_index: bool
     segment_ids: tuple[int, ...]
     chunk_counts: tuple[int, ...]
     term_count: int

@@ -102,8 +102,6 @@ async def _by_both(asked: Question, embedder: Embedder, top_k: int, *, floor: bo
                 return []
             words = await _search_words(connection, live, asked)
             found = words.found.best(pool)
-            # At hand whatever becomes of this generation until the vectors are compared.
-            rows = await read_chunks(connection, live.generation_id, found[:limit])
         vector = await embedding if live.embedding_model == embedder.model else None
     finally:
         embedding.cancel()
@@ -115,8 +113,9 @@ async def _by_both(asked: Question, embedder: Embedder, top_k: int, *, floor: bo
     best = sorted(scores, key=lambda id_: -scores[id_])
     while True:
         async with snapshot() as connection:
-            further = [id_ for id_ in best[:limit] if id_ not in rows]
-            rows |= await read_chunks(connection, live.generation_id, further)
+            rows = await read_chunks(connection, live.generation_id, best[:limit])
+        if not rows:  # another generation has taken over
+            return await _by_words(asked, top_k, floor=floor)
         if floor and not any(hits[id_].share + near.nearness(id_) >= FLOOR_WITH_VECTORS for id_ in rows):
             return []
         passages = _distinct(rows, scores, top_k)

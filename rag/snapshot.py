@@ -30,6 +30,7 @@ async def read_live(connection: Any) -> Live | None:
         created_at=row["created_at"],
         embedding_model=row["embedding_model"],
         vectors_version=row["vectors_version"],
+        has_vector_index=row["has_vector_index"],
         segment_ids=tuple(row["segment_ids"]),
         chunk_counts=tuple(row["chunk_counts"]),
         term_count=row["term_count"],
@@ -53,6 +54,7 @@ async def read_around(connection: Any, chunk_ids: Sequence[int]) -> dict[int, li
 
 _LIVE: Final = """
 SELECT generations.id, generations.created_at, generations.vectors_version,
+    to_regclass('vectors_of_' || generations.id) IS NOT NULL AS has_vector_index,
     generations.settings LIKE '% morphemes=%' AS has_morphemes,
     CASE WHEN generations.has_vectors THEN generations.embedding_model ELSE '' END AS embedding_model,
     coalesce(array_agg(segments.id ORDER BY segments.id) FILTER (WHERE segments.id IS NOT NULL), '{}') AS segment_ids,

@@ -125,7 +125,7 @@ class VectorCache:
 
     async def _by_index(self, live: Live, question: Vectors, limit: int, also: Sequence[int]) -> Near | None:
         version = (live.generation_id, live.vectors_version)
-        if limit > LONGEST_LIST or version == self._failed_on:
+        if not live.has_vector_index or limit > LONGEST_LIST or version == self._failed_on:
             return None
         try:
             near = await search_index(live, question, limit, also)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -206,6 +207,19 @@ async def test_a_slow_provider_does_not_hold_a_question_up(
     model_server.script({"endpoint": "embeddings", "hold": "never", "times": None})
     assert documents(await retrieve("Who kneads the dough?", embedder=embedder)) == ["bread.md"]
     assert "question_not_embedded error=TimeoutError" in caplog.text
+
+
+async def test_a_rebuild_that_ends_while_a_question_is_embedded_leaves_it_its_passages(
+    corpus: Path, embedder: Embedder, model_server: ModelControl
+) -> None:
+    await reindex(corpus, settings=SETTINGS, embedder=embedder)
+    await retrieve(CAT_QUESTION, embedder=embedder)  # which keeps the vectors
+    model_server.script({"endpoint": "embeddings", "hold": "embedded", "times": 1})
+    question = asyncio.create_task(retrieve("Who kneads the dough?", embedder=embedder))
+    await model_server.until_waiting("embedded")
+    await reindex(corpus, settings=SETTINGS, full=True, embedder=embedder)
+    model_server.release("embedded")
+    assert documents(await question) == ["bread.md"]
 
 
 async def test_a_batch_that_is_too_large_is_halved(embedder: Embedder, model_server: ModelControl) -> None:
