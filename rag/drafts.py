@@ -16,7 +16,7 @@ from rag.lexical import PostingsDraft, term_frequencies
 from rag.markdown import Metadata
 
 DRAFT_CHARACTERS: Final = 1_000_000
-DRAFT_KEPT: Final = 20_000
+DRAFT_OLDER_ROWS: Final = 20_000
 
 PACKED_COLUMNS: Final = (
     "position", "start_offset", "end_offset", "token_count", "term_count", "content_hash", "heading", "text",
@@ -103,7 +103,11 @@ def prepare(files: Sequence[SourceFile], known: Mapping[str, Known], settings: C
             if filling.is_full:
                 yield filling.finish()
                 filling = _Filling(settings)
-        filling.draft.stale.extend(before.chunks.rest())
+        for chunk_id in before.chunks.rest():
+            filling.draft.stale.append(chunk_id)
+            if filling.is_full:
+                yield filling.finish()
+                filling = _Filling(settings)
         filling.draft.finished.append(FinishedDocument(file, content.content_hash, cut_file.metadata))
     yield filling.finish()
 
@@ -120,7 +124,8 @@ class _Filling:
     @property
     def is_full(self) -> bool:
         """Whether it holds as much as should be in memory at once."""
-        return self._characters > DRAFT_CHARACTERS or len(self.draft.kept) > DRAFT_KEPT
+        older_rows = len(self.draft.kept) + len(self.draft.stale)
+        return self._characters > DRAFT_CHARACTERS or older_rows > DRAFT_OLDER_ROWS
 
     def add(self, path: str, chunk: Chunk, title: str, known: KnownChunks) -> None:
         digest = _chunk_hash(title, chunk)

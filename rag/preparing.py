@@ -57,6 +57,7 @@ class Preparer:
         """
         async with self._turn:
             drafts = self._begin(files, known, settings)
+            del known  # of a gibibyte it is 30 MB, which a child holds for us
             upcoming = asyncio.create_task(asyncio.to_thread(_next, drafts))
             try:
                 while (draft := await upcoming) is not None:
@@ -108,6 +109,7 @@ class _Child:
         """What `rag.drafts.prepare` gives there."""
         self.is_busy = True
         self._send((files, known, settings))
+        del known
         while isinstance(answer := self._receive(), Draft):
             yield answer
         self.is_busy = False

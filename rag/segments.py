@@ -27,7 +27,9 @@ async def write(connection: BaseDBAsyncClient, draft: Draft, generation_id: int)
         await database.execute(
             "UPDATE chunks SET position = kept.position, start_offset = kept.start_offset, "
             "end_offset = kept.end_offset FROM unnest($1::bigint[], $2::int[], $3::bigint[], $4::bigint[]) "
-            "AS kept (id, position, start_offset, end_offset) WHERE chunks.id = kept.id",
+            "AS kept (id, position, start_offset, end_offset) WHERE chunks.id = kept.id "
+            "AND (chunks.position, chunks.start_offset, chunks.end_offset) "
+            "<> (kept.position, kept.start_offset, kept.end_offset)",
             *map(list, zip(*draft.kept, strict=True)),
         )
     await delete_chunks(database, draft.stale)

@@ -169,8 +169,11 @@ class UnitWriter:
         return await transact(work, longest_pause_s=LONGEST_READ_S if drafts is None else None)
 
     async def _drafts(self, unit: Unit) -> AsyncGenerator[Draft, None]:
-        known = await load_known([file.path for file in unit.files], self.documents, self.generation)
-        async with aclosing(self._preparer.prepare(unit.files, known, self.settings)) as drafts:
+        paths = [file.path for file in unit.files]
+        drafts = self._preparer.prepare(
+            unit.files, await load_known(paths, self.documents, self.generation), self.settings
+        )
+        async with aclosing(drafts):
             async for draft in drafts:
                 yield draft
 

@@ -101,6 +101,19 @@ async def test_only_the_changed_chunks_of_a_changed_file_are_written(corpus: Pat
     assert not any("받아 둔다" in passage.text for passage in await retrieve("받아 둔다", floor=False))
 
 
+async def test_a_chunk_that_stays_where_it_was_is_not_written(corpus: Path) -> None:
+    before = "\n".join(f"## Part {number}\n\nThe lease of part {number} is over.\n" for number in range(6))
+    write(corpus, "long.md", before)
+    await reindex(corpus, settings=SETTINGS)
+    rows = "SELECT ctid::text, heading FROM chunks WHERE heading LIKE 'Part%' ORDER BY position"
+    database = Tortoise.get_connection("default")
+    written = await database.execute_query_dict(rows)
+    write(corpus, "long.md", before.replace("part 3 is over", "part 3 goes on"))
+    await reindex(corpus, settings=SETTINGS)
+    after = await database.execute_query_dict(rows)
+    assert [row for row in after if row in written] == [row for row in written if row["heading"] != "Part 3"]
+
+
 async def test_a_touched_file_is_unchanged(corpus: Path) -> None:
     await reindex(corpus, settings=SETTINGS)
     os.utime(corpus / "queue.md")

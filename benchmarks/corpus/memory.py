@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import subprocess
 import sys
 import threading
@@ -27,6 +28,15 @@ def write_document(file: Path, total_bytes: int) -> None:
     with file.open("w") as output:
         for number in range(max(1, total_bytes // _PART_BYTES)):
             output.writelines(part.replace("---\n", "").replace(" a", f" a{number}") for part in parts)
+
+
+def insert_line(file: Path) -> None:
+    """A line before all others: it moves every chunk, and changes the first."""
+    longer = file.with_suffix(".longer")
+    with file.open("rb") as before, longer.open("wb") as after:
+        after.write(b"A line that was not there.\n\n")
+        shutil.copyfileobj(before, after)
+    longer.replace(file)
 
 
 def write_line(file: Path, total_bytes: int) -> None:
