@@ -75,25 +75,28 @@ async def retrieve(
 
 
 async def _by_words(asked: Question, top_k: int, *, floor: bool) -> list[Passage]:
-    limit = top_k * _CANDIDATES
     async with snapshot() as connection:
         live = await read_live(connection)
         if live is None:
             return []
         words = await _search_words(connection, live, asked)
-        while True:
-            ids = words.found.best(limit)
-            rows = await read_chunks(connection, live.generation_id, ids)
-            passages = words.passages(rows, top_k, floor=floor)
-            # Chunks that were deleted since, or say the same, may have filled the list.
-            if not passages or len(passages) == top_k or len(ids) < limit:
-                return passages
-            limit *= _MORE_CANDIDATES
+        return await _best_by_words(connection, live, words, top_k, floor=floor)
+
+
+async def _best_by_words(connection: Any, live: Live, words: _Words, top_k: int, *, floor: bool) -> list[Passage]:
+    limit = top_k * _CANDIDATES
+    while True:
+        ids = words.found.best(limit)
+        rows = await read_chunks(connection, live.generation_id, ids)
+        passages = words.passages(rows, top_k, floor=floor)
+        # Chunks that were deleted since, or say the same, may have filled the list.
+        if not passages or len(passages) == top_k or len(ids) < limit:
+            return passages
+        limit *= _MORE_CANDIDATES
 
 
 async def _by_both(asked: Question, embedder: Embedder, top_k: int, *, floor: bool) -> list[Passage]:
-    limit = top_k * _CANDIDATES
-    pool = max(_POOL, limit)
+    pool = max(_POOL, top_k * _CANDIDATES)
     embedding = asyncio.create_task(embedder.embed_question(asked.in_session()))
     try:
         async with snapshot() as connection:
@@ -101,8 +104,10 @@ async def _by_both(asked: Question, embedder: Embedder, top_k: int, *, floor: bo
             if live is None:
                 return []
             words = await _search_words(connection, live, asked)
+            if live.embedding_model != embedder.model:
+                return await _best_by_words(connection, live, words, top_k, floor=floor)
             found = words.found.best(pool)
-        vector = await embedding if live.embedding_model == embedder.model else None
+        vector = await embedding
     finally:
         embedding.cancel()
     near = None if vector is None else await _kept().vectors.search(live, vector, pool, also=found)
@@ -110,13 +115,23 @@ async def _by_both(asked: Question, embedder: Embedder, top_k: int, *, floor: bo
         return await _by_words(asked, top_k, floor=floor)
     hits = words.of([*found, *near.cosines])
     scores = fuse(words.found.standard(hits), near.standard(), dense_weight(asked))
+    evidence = {id_: hit.share + near.nearness(id_) for id_, hit in hits.items()} if floor else None
+    passages = await _best_by_both(live, scores, evidence, top_k)
+    return await _by_words(asked, top_k, floor=floor) if passages is None else passages
+
+
+async def _best_by_both(
+    live: Live, scores: Mapping[int, float], evidence: Mapping[int, float] | None, top_k: int
+) -> list[Passage] | None:
+    """The best chunks that are still there, none if none has evidence enough; None if their generation is gone."""
+    limit = top_k * _CANDIDATES
     best = sorted(scores, key=lambda id_: -scores[id_])
     while True:
         async with snapshot() as connection:
             rows = await read_chunks(connection, live.generation_id, best[:limit])
-        if not rows:  # another generation has taken over
-            return await _by_words(asked, top_k, floor=floor)
-        if floor and not any(hits[id_].share + near.nearness(id_) >= FLOOR_WITH_VECTORS for id_ in rows):
+        if not rows:
+            return None
+        if evidence and max(evidence[id_] for id_ in rows) < FLOOR_WITH_VECTORS:
             return []
         passages = _distinct(rows, scores, top_k)
         if len(passages) == top_k or limit >= len(best):
