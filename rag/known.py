@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 
 HASH_BYTES: Final = 16
+_ROW_BYTES: Final = HASH_BYTES + 8
 
 
 class KnownChunks:
@@ -17,33 +18,37 @@ class KnownChunks:
     """
 
     def __init__(self) -> None:
-        self._hashes = bytearray()
-        self._ids = array("q")
-        self._taken = array("i")  # of the chunks with one hash, at the place of the first
+        self._rows = bytearray()  # which pickle's protocol 5 hands on without a copy
+        self._taken = array("i")  # of the chunks with one hash, at the place of the first; empty while none is
+
+    def __len__(self) -> int:
+        return len(self._rows) // _ROW_BYTES
 
     def add(self, content_hash: bytes, chunk_id: int) -> None:
-        """Add a chunk; the hashes come in their order."""
-        self._hashes += content_hash
-        self._ids.append(chunk_id)
-        self._taken.append(0)
+        """Add a chunk; the hashes come in their order, and all before one is taken."""
+        self._rows += content_hash + chunk_id.to_bytes(8)
 
     def take(self, content_hash: bytes) -> int | None:
         """A chunk with this hash that was not taken before."""
-        first = bisect_left(range(len(self._ids)), content_hash, key=self._hash)
-        place = first + self._taken[first] if first < len(self._ids) else first
-        if place >= len(self._ids) or self._hash(place) != content_hash:
+        self._taken = self._taken or array("i", bytes(4 * len(self)))
+        first = bisect_left(range(len(self)), content_hash, key=self._hash)
+        place = first + self._taken[first] if first < len(self) else first
+        if place >= len(self) or self._hash(place) != content_hash:
             return None
         self._taken[first] += 1
-        return self._ids[place]
+        return self._id(place)
 
     def rest(self) -> Iterator[int]:
         """The chunks that were not taken."""
         first = 0
-        for place, chunk_id in enumerate(self._ids):
+        for place in range(len(self)):
             if self._hash(place) != self._hash(first):
                 first = place
-            if place - first >= self._taken[first]:
-                yield chunk_id
+            if not self._taken or place - first >= self._taken[first]:
+                yield self._id(place)
 
     def _hash(self, place: int) -> bytes:
-        return bytes(self._hashes[place * HASH_BYTES : (place + 1) * HASH_BYTES])
+        return bytes(self._rows[place * _ROW_BYTES : place * _ROW_BYTES + HASH_BYTES])
+
+    def _id(self, place: int) -> int:
+        return int.from_bytes(self._rows[place * _ROW_BYTES + HASH_BYTES : (place + 1) * _ROW_BYTES])

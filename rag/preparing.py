@@ -125,7 +125,7 @@ class _Child:
 
     def _send(self, request: object) -> None:
         try:
-            pickle.dump(request, self._line)
+            pickle.dump(request, self._line, pickle.HIGHEST_PROTOCOL)
             self._line.flush()
         except OSError:
             raise self._ended() from None

@@ -224,7 +224,10 @@ def _load_encoding(name: str) -> tiktoken.Encoding:
     # where tiktoken's would download.
     definition = getattr(openai_encodings, name)
     namespace = {**vars(openai_encodings), "load_tiktoken_bpe": _load_ranks}
-    return tiktoken.Encoding(**FunctionType(definition.__code__, namespace)())
+    parts = FunctionType(definition.__code__, namespace)()
+    encoding = tiktoken.Encoding(**parts)
+    parts["mergeable_ranks"].clear()  # 27 MB; its core has them once more, and counts and decodes by these
+    return encoding
 
 
 def _load_ranks(url: str, expected_hash: str) -> dict[bytes, int]:
