@@ -32,6 +32,8 @@ def reindex(
     """Bring the index up to date with the corpus folder, here and now, and print what was done."""
     if watch and dry_run:
         raise typer.BadParameter("give either --watch or --dry-run")
+    if watch and full:
+        raise typer.BadParameter("give --full first, and --watch by itself")
     with failing_on(*_expected()):
         settings = load(CorpusSettings)
         if dry_run:
@@ -76,7 +78,8 @@ def _tell_problems(done: Reindexed) -> None:
     for failure in done.failures:
         note(f"{failure.path} {failure.reason}")
     for folder in done.unproved:
-        note(f"{folder} can't be read, or is empty and not the folder it was; its documents are kept")
+        why = "can't be read, is a link, or holds no Markdown and is not the folder it was; its documents are kept"
+        note(f"{folder} {why}: mount it, allow reading, put the folder itself here, or remove it")
 
 
 async def _reindex(settings: CorpusSettings, *, full: bool = False) -> Reindexed:

@@ -45,6 +45,8 @@ def search(
     """Print the passages of the corpus that speak of a question, best first, and why. Asks no chat model."""
     if (question is None) == (file is None):
         raise typer.BadParameter("give either QUESTION or --file QUESTIONS.jsonl")
+    if question is not None and not question.strip():
+        raise typer.BadParameter("the question is empty")
     questions = _read(file) if file is not None else [_Question(None, question or "")]
 
     from models.database import DatabaseError

@@ -46,8 +46,8 @@ class SourceFile:
 class Walk:
     """What a folder holds, all by relative paths; `""` is the root.
 
-    `unread` are folders that can't be read, `folders` those that hold something, `empty` those that don't, with
-    what tells the folder from any other: its device and its inode.
+    `unread` are folders that can't be read, or are links; `folders` those that hold folders or Markdown, `empty` those
+    that don't, with what tells the folder from any other: its device and its inode.
     """
 
     files: list[SourceFile] = field(default_factory=list)
@@ -56,13 +56,15 @@ class Walk:
     folders: dict[str, str] = field(default_factory=dict)
     empty: dict[str, str] = field(default_factory=dict)
 
-    def unproved(self, known: Mapping[str, str]) -> list[str]:
-        """The folders that may hide files.
+    def unproved(self, known: Mapping[str, str], paths: Iterable[str]) -> list[str]:
+        """The folders that may hide some of the files with these paths.
 
         An empty folder may be where a disk is to be mounted. It proves that its files are gone only if it is the
         very folder that held them: `known` tells which that was.
         """
-        return sorted([*self.unread, *(path for path, identity in self.empty.items() if known.get(path) != identity)])
+        doubtful = [*self.unread, *(path for path, identity in self.empty.items() if known.get(path) != identity)]
+        held = {str(parent) for path in paths for parent in PurePosixPath(path).parents} if doubtful else ()
+        return sorted(folder for folder in doubtful if folder in held)
 
     def absent(self, paths: Iterable[str], unproved: Collection[str]) -> list[str]:
         """Those of some paths whose files are gone for certain: in none of the `unproved` folders."""
@@ -82,7 +84,7 @@ def walk(root: Path, *, max_file_bytes: int = MAX_FILE_BYTES, ignore: tuple[str,
     left out. A Markdown name that is no regular file, or is over `max_file_bytes`, is a failure.
 
     Raises:
-        CorpusError: `root` is missing, unreadable, no folder, or empty but for what is ignored.
+        CorpusError: `root` is missing, unreadable, no folder, or without a folder or Markdown that is not ignored.
     """
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
@@ -98,14 +100,15 @@ def walk(root: Path, *, max_file_bytes: int = MAX_FILE_BYTES, ignore: tuple[str,
                 raise CorpusError(f"the corpus folder {root} can't be read ({error.strerror}); allow it") from error
             found.walk.unread.append(_stored_path(folder))
     if "" in found.walk.empty:
-        raise CorpusError(f"the corpus folder {root} is empty; put Markdown files into it, or mount its disk")
+        remedy = "put Markdown files into it, or mount its disk"
+        raise CorpusError(f"the corpus folder {root} is empty, or holds no Markdown files; {remedy}")
     found.walk.files.sort(key=lambda file: file.path)
     return found.walk
 
 
 def _matcher(patterns: Iterable[str]) -> Callable[[str], object]:
     """A function that says whether a name or a path matches one of `patterns`."""
-    return re.compile("|".join(map(translate, patterns)) or r"(?!)").match
+    return re.compile("|".join(translate(pattern.rstrip("/")) for pattern in patterns) or r"(?!)").match
 
 
 class _Walker:
@@ -132,12 +135,15 @@ class _Walker:
             with os.scandir(descriptor) as scan:
                 entries = sorted((self._path(folder, entry), entry) for entry in scan)
             entries = [(path, entry) for path, entry in entries if not self._is_ignored(path, entry.name)]
-            held = self.walk.folders if entries else self.walk.empty
+            folders = [path for path, entry in entries if _is_folder(entry)]
+            links = [path for path, entry in entries if _is_link_to_folder(entry)]
+            files = [(path, entry) for path, entry in entries if _is_markdown(entry)]
+            held = self.walk.folders if folders or links or files else self.walk.empty
             held[_stored_path(folder)] = f"{identity.st_dev}:{identity.st_ino}"
-            for path, entry in entries:
-                if not _is_folder(entry) and entry.name.lower().endswith(SUFFIXES):
-                    self._take(path, entry)
-            return [path for path, entry in entries if _is_folder(entry)]
+            self.walk.unread += map(_stored_path, links)
+            for path, entry in files:
+                self._take(path, entry)
+            return folders
         finally:
             os.close(descriptor)
 
@@ -184,6 +190,17 @@ def _stamp(status: os.stat_result) -> str:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir(follow_symlinks=False)
+    except OSError:
+        return False
+
+
+def _is_markdown(entry: os.DirEntry[str]) -> bool:
+    return not _is_folder(entry) and entry.name.lower().endswith(SUFFIXES)
+
+
+def _is_link_to_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_symlink() and entry.is_dir() and not _is_markdown(entry)
     except OSError:
         return False
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from rag.chunking import Chunk, ChunkSettings, cut
@@ -14,6 +14,7 @@ from rag.corpus import Failure, SourceFile
 from rag.known import HASH_BYTES, KnownChunks
 from rag.lexical import PostingsDraft, term_frequencies
 from rag.markdown import Metadata
+from rag.tokens import TokenCounter
 
 DRAFT_CHARACTERS: Final = 1_000_000
 DRAFT_OLDER_ROWS: Final = 20_000
@@ -110,6 +111,15 @@ def prepare(files: Sequence[SourceFile], known: Mapping[str, Known], settings: C
                 filling = _Filling(settings)
         filling.draft.finished.append(FinishedDocument(file, content.content_hash, cut_file.metadata))
     yield filling.finish()
+
+
+def pack(path: str, title: str, chunks: Iterable[Chunk], settings: ChunkSettings) -> Draft:
+    """A draft of chunks that are cut already, all of one file; their tokens are counted again. Work for a thread."""
+    counter = TokenCounter(settings.model)
+    filling = _Filling(settings)
+    for chunk in chunks:
+        filling.add(path, replace(chunk, token_count=counter.count(chunk.text)), title, KnownChunks())
+    return filling.finish()
 
 
 class _Filling:

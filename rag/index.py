@@ -13,6 +13,7 @@ from pathlib import Path
 import asyncpg
 from tortoise import Tortoise
 
+from rag.carrying import carry_over
 from rag.chunking import ChunkSettings
 from rag.claims import Claims, Plan, share_units
 from rag.corpus import IGNORED, MAX_FILE_BYTES, SourceFile, Walk, walk
@@ -139,6 +140,8 @@ class _Run:
         if self.embedder:
             await lend_vectors(generation.id, self.embedder.model)  # also from documents that are gone
         await self._remove_absent(documents)
+        if not generation.is_current and await carry_over(self.record, generation, self.settings) and self.embedder:
+            await lend_vectors(generation.id, self.embedder.model)
         await merge_segments(generation.id)
         if self.embedder:
             await complete_vectors(generation.id, self.embedder)
@@ -185,7 +188,7 @@ class _Run:
 
     async def _remove_absent(self, documents: Mapping[str, DocumentState]) -> None:
         known = await load_folders()
-        self.unproved = self.found.unproved(known)
+        self.unproved = self.found.unproved(known, documents)
         absent = self.found.absent(documents, self.unproved)
         await remove([documents[path].id for path in absent])
         self.tally.counts["removed"] += len(absent)

@@ -13,6 +13,7 @@ from models.transaction import transact
 MOST_SEGMENTS: Final = 12
 MERGED_CHUNKS: Final = 10_000
 _DEAD_SHARE: Final = 0.3
+_SMALL_CHUNKS: Final = 1000  # of a segment that is written anew for any dead chunk: in a small corpus each counts
 
 
 async def merge_segments(generation_id: int) -> None:
@@ -22,7 +23,7 @@ async def merge_segments(generation_id: int) -> None:
         "ORDER BY chunk_count - dead_count, id",
         [generation_id],
     )
-    rotten = {row["id"] for row in rows if row["dead_count"] > row["chunk_count"] * _DEAD_SHARE}
+    rotten = {row["id"] for row in rows if row["dead_count"] > _dead_allowed(row["chunk_count"])}
     too_many = len(rows) > MOST_SEGMENTS
     group: list[int] = []
     size = 0
@@ -39,6 +40,10 @@ async def merge_segments(generation_id: int) -> None:
         size += live
     if len(group) > 1 or set(group) & rotten:
         await _merge(generation_id, group)
+
+
+def _dead_allowed(chunk_count: int) -> float:
+    return 0 if chunk_count <= _SMALL_CHUNKS else chunk_count * _DEAD_SHARE
 
 
 async def _merge(generation_id: int, segment_ids: Sequence[int]) -> None:

@@ -63,7 +63,7 @@ async def preview(
         while (draft := await asyncio.to_thread(next, drafts, None)) is not None:
             tally.add([draft.summary()], documents)
             await costs.add(draft)
-    unproved = found.unproved(await load_folders())
+    unproved = found.unproved(await load_folders(), documents)
     absent = found.absent(documents, unproved)
     tally.counts["removed"] = len(absent)
     if generation and embedding_model:

@@ -58,7 +58,16 @@ def assert_fails(done: subprocess.CompletedProcess[str], *words: str) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("fly",), ("ask",), ("ask", "--user", "me", "hi"), ("search",), ("chunks",), ("reindex", "--fast")],
+    [
+        (),
+        ("fly",),
+        ("ask",),
+        ("ask", "--user", "me", "hi"),
+        ("search",),
+        ("search", " "),
+        ("chunks",),
+        ("reindex", "--fast"),
+    ],
 )
 def test_wrong_use_exits_with_2_and_writes_no_data(arguments: tuple[str, ...]) -> None:
     done = protostar(*arguments)

@@ -103,8 +103,9 @@ async def test_killed_at_any_moment_the_old_index_serves_and_the_next_run_goes_o
         assert await Generation.all().count() == 1
 
 
-def test_watching_and_a_dry_run_exclude_each_other() -> None:
-    done = protostar("reindex", "--watch", "--dry-run")
+@pytest.mark.parametrize("other", ["--dry-run", "--full"])
+def test_watching_excludes_a_dry_run_and_a_full_one(other: str) -> None:
+    done = protostar("reindex", "--watch", other)
     assert (done.returncode, done.stdout) == (2, "")
 
 

@@ -31,7 +31,7 @@ def test_markdown_files_are_found_at_any_depth(tmp_path: Path) -> None:
 def test_ignore_patterns_leave_names_and_paths_out(tmp_path: Path) -> None:
     for path in ("keep.md", "draft-1.md", "old/a.md"):
         write(tmp_path, path)
-    assert [file.path for file in walk(tmp_path, ignore=("draft-*", "old")).files] == ["keep.md"]
+    assert [file.path for file in walk(tmp_path, ignore=("draft-*", "old/")).files] == ["keep.md"]
 
 
 def test_only_regular_files_are_taken(tmp_path: Path) -> None:
@@ -89,21 +89,38 @@ def test_an_empty_folder_proves_that_its_files_are_gone_only_if_it_is_the_one_th
     file = write(tmp_path, "disk/b.md")
     known = walk(tmp_path).folders
     file.unlink()
-    assert walk(tmp_path).unproved(known) == []
-    assert walk(tmp_path).unproved({}) == ["disk"]
+    paths = ["a.md", "disk/b.md"]
+    assert walk(tmp_path).unproved(known, paths) == []
+    assert walk(tmp_path).unproved({}, paths) == ["disk"]
     (tmp_path / "disk").rename(tmp_path / "unmounted")
     (tmp_path / "disk").mkdir()
-    assert walk(tmp_path).unproved(known) == ["disk", "unmounted"]
+    assert walk(tmp_path).unproved(known, paths) == ["disk"]
+    write(tmp_path, "disk/UNMOUNTED.txt")
+    assert walk(tmp_path).unproved(known, paths) == ["disk"]
+    assert walk(tmp_path).unproved(known, ["a.md"]) == []
+
+
+def test_a_link_in_a_folders_place_proves_nothing(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    write(corpus, "a.md")
+    write(corpus, "home/b.md")
+    known = walk(corpus).folders
+    (corpus / "home").rename(tmp_path / "elsewhere")
+    (corpus / "home").symlink_to(tmp_path / "elsewhere")
+    found = walk(corpus)
+    assert [file.path for file in found.files] == ["a.md"]
+    assert found.unproved(known, ["a.md", "home/b.md"]) == ["home"]
 
 
 def test_what_is_ignored_proves_nothing(tmp_path: Path) -> None:
     write(tmp_path, "a.md")
     write(tmp_path, "disk/.gitkeep")
-    assert walk(tmp_path).unproved({}) == ["disk"]
+    assert walk(tmp_path).unproved({}, ["a.md", "disk/b.md"]) == ["disk"]
     (tmp_path / "a.md").unlink()
     (tmp_path / "disk/.gitkeep").unlink()
     (tmp_path / "disk").rmdir()
     write(tmp_path, ".gitkeep")
+    write(tmp_path, "UNMOUNTED.txt")
     with pytest.raises(CorpusError, match="is empty"):
         walk(tmp_path)
 
@@ -125,7 +142,7 @@ def test_a_folder_that_can_not_be_read_proves_nothing() -> None:
         with as_a_user_without_rights():
             found = walk(root)
         assert [file.path for file in found.files] == ["a.md"]
-        assert found.unproved(known) == ["locked"]
+        assert found.unproved(known, ["a.md", "locked/b.md"]) == ["locked"]
 
 
 @contextmanager

@@ -7,14 +7,16 @@ import os
 import re
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from protostar_client.contract import ReindexResult
 from tortoise import Tortoise
 
-from models import Chunk, Document, ReindexRun
+from models import Chunk, Document, Generation, ReindexRun
 from models.database import connect
 from rag.chunking import ChunkSettings
 from rag.corpus import CorpusError
@@ -141,6 +143,47 @@ async def test_a_folder_that_was_emptied_loses_its_documents(corpus: Path) -> No
     done = await reindex(corpus, settings=SETTINGS)
     assert counts(done) == (0, 0, 1, 1, 0)
     assert done.unproved == []
+
+
+@pytest.mark.parametrize(("full", "settings"), [(True, SETTINGS), (False, replace(SETTINGS, max_tokens=16, overlap=0))])
+async def test_what_can_not_be_read_goes_on_serving_in_a_new_generation(
+    corpus: Path, full: bool, settings: ChunkSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rag.documents._FRESH_NS", 0)  # so that a file is known by its stamp at once
+    await reindex(corpus, settings=SETTINGS)
+    text = (corpus / "queue.md").read_text()
+    (corpus / "queue.md").write_bytes(b"caf\xe9 \xff\xfe")
+    (corpus / "redis").rename(corpus.parent / "disk")
+    (corpus / "redis").mkdir()
+    write(corpus, "new.md", "# New\n\nAn owl.\n")
+    assert counts(await reindex(corpus, settings=settings, full=full)) == (1, 0, 0, 0, 1)
+    assert await Generation.filter(is_current=False).count() == 0
+    for question, document in (("XREADGROUP", "redis/streams.md"), ("재시도는 세 번", "queue.md"), ("owl", "new.md")):
+        assert [passage.document for passage in await retrieve(question)] == [document]
+
+    # As soon as they can be read they are cut by the settings that hold now.
+    (corpus / "redis").rmdir()
+    (corpus.parent / "disk").rename(corpus / "redis")
+    write(corpus, "queue.md", text)
+    assert counts(await reindex(corpus, settings=settings)) == (0, 2, 0, 1, 0)
+    found = await cuts()
+    assert counts(await reindex(corpus, settings=settings, full=True)) == (0, 0, 0, 3, 0)
+    assert await cuts() == found
+    assert await Document.filter(error__isnull=False).count() == 0
+
+
+async def cuts() -> list[tuple[Any, ...]]:
+    return await Chunk.all().order_by("document_id", "position").values_list("document_id", "text", "token_count")
+
+
+async def test_dead_chunks_of_a_small_corpus_count_for_nothing(corpus: Path) -> None:
+    await reindex(corpus, settings=SETTINGS)
+    before = [passage.score for passage in await retrieve("XREADGROUP")]
+    (corpus / "queue.md").rename(corpus.parent / "queue.md")
+    await reindex(corpus, settings=SETTINGS)
+    (corpus.parent / "queue.md").rename(corpus / "queue.md")
+    await reindex(corpus, settings=SETTINGS)
+    assert [passage.score for passage in await retrieve("XREADGROUP")] == pytest.approx(before)
 
 
 async def test_nothing_is_deleted_while_a_disk_is_not_mounted(corpus: Path) -> None:
