@@ -46,15 +46,21 @@ class SourceFile:
 class Walk:
     """What a folder holds, all by relative paths; `""` is the root.
 
-    `unread` are folders that can't be read, or are links; `folders` those that hold folders or Markdown, `empty` those
-    that don't, with what tells the folder from any other: its device and its inode.
+    `unread` are folders that can't be read, `links` links to folders; `folders` are those that hold folders or
+    Markdown, `empty` those that don't, with what tells the folder from any other: its device and its inode.
     """
 
     files: list[SourceFile] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
     folders: dict[str, str] = field(default_factory=dict)
     empty: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def unseen(self) -> list[str]:
+        """The folders in which nothing was seen, whatever the reason."""
+        return [*self.unread, *self.links, *self.empty]
 
     def unproved(self, known: Mapping[str, str], paths: Iterable[str]) -> list[str]:
         """The folders that may hide some of the files with these paths.
@@ -62,7 +68,7 @@ class Walk:
         An empty folder may be where a disk is to be mounted. It proves that its files are gone only if it is the
         very folder that held them: `known` tells which that was.
         """
-        doubtful = [*self.unread, *(path for path, identity in self.empty.items() if known.get(path) != identity)]
+        doubtful = [path for path in self.unseen if path not in self.empty or known.get(path) != self.empty[path]]
         held = {str(parent) for path in paths for parent in PurePosixPath(path).parents} if doubtful else ()
         return sorted(folder for folder in doubtful if folder in held)
 
@@ -140,7 +146,7 @@ class _Walker:
             files = [(path, entry) for path, entry in entries if _is_markdown(entry)]
             held = self.walk.folders if folders or links or files else self.walk.empty
             held[_stored_path(folder)] = f"{identity.st_dev}:{identity.st_ino}"
-            self.walk.unread += map(_stored_path, links)
+            self.walk.links += map(_stored_path, links)
             for path, entry in files:
                 self._take(path, entry)
             return folders

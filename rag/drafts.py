@@ -117,8 +117,9 @@ def pack(path: str, title: str, chunks: Iterable[Chunk], settings: ChunkSettings
     """A draft of chunks that are cut already, all of one file; their tokens are counted again. Work for a thread."""
     counter = TokenCounter(settings.model)
     filling = _Filling(settings)
+    nothing = KnownChunks()
     for chunk in chunks:
-        filling.add(path, replace(chunk, token_count=counter.count(chunk.text)), title, KnownChunks())
+        filling.add(path, replace(chunk, token_count=counter.count(chunk.text)), title, nothing)
     return filling.finish()
 
 

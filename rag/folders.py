@@ -19,9 +19,9 @@ async def load_folders() -> dict[str, str]:
 
 async def remember_folders(found: Walk, known: dict[str, str]) -> None:
     """Write down the folders of a walk whose findings are indexed; forget those that are gone."""
-    unproved = {*found.unread, *found.empty}
+    unseen = set(found.unseen)
     changed = {path: identity for path, identity in found.folders.items() if known.get(path) != identity}
-    gone = [path for path in known if path not in found.folders and path not in unproved]
+    gone = [path for path in known if path not in found.folders and path not in unseen]
 
     async def work(connection: BaseDBAsyncClient) -> None:
         database: Any = connection._connection

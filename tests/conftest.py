@@ -28,9 +28,9 @@ DOCUMENT = """# 전달 보장
 """
 
 LONGEST = (
-    "test_kill_matrix.py", "test_fault_matrix.py", "test_soak.py", "test_docs.py", "test_gate.py", "test_chat_page.py",
-    "test_doctor.py", "test_older_protocol.py", "test_client_package.py", "test_index_memory.py", "test_cli_jobs.py",
-    "test_preparing.py", "test_vector_index.py", "test_index.py", "test_typescript.py",
+    "test_kill_matrix.py", "test_endings.py", "test_startup.py", "test_bill.py", "test_long_sessions.py",
+    "test_doctor.py", "test_index_memory.py", "test_preparing.py", "test_vectors.py", "test_secrets.py",
+    "test_worker.py", "test_gate.py", "test_cli.py", "test_chat_page.py", "test_docs.py",
 )  # fmt: skip
 
 _numbers = itertools.count(1)

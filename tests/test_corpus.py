@@ -28,10 +28,11 @@ def test_markdown_files_are_found_at_any_depth(tmp_path: Path) -> None:
     assert [file.path for file in walk(tmp_path).files] == ["a/Z.MD", "a/b/y.mdx", "a/x.markdown", "b.md"]
 
 
-def test_ignore_patterns_leave_names_and_paths_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", ["old", "old/"])
+def test_ignore_patterns_leave_names_and_paths_out(tmp_path: Path, folder: str) -> None:
     for path in ("keep.md", "draft-1.md", "old/a.md"):
         write(tmp_path, path)
-    assert [file.path for file in walk(tmp_path, ignore=("draft-*", "old/")).files] == ["keep.md"]
+    assert [file.path for file in walk(tmp_path, ignore=("draft-*", folder)).files] == ["keep.md"]
 
 
 def test_only_regular_files_are_taken(tmp_path: Path) -> None:
@@ -94,6 +95,7 @@ def test_an_empty_folder_proves_that_its_files_are_gone_only_if_it_is_the_one_th
     assert walk(tmp_path).unproved({}, paths) == ["disk"]
     (tmp_path / "disk").rename(tmp_path / "unmounted")
     (tmp_path / "disk").mkdir()
+    assert walk(tmp_path).unproved(known, [*paths, "unmounted/b.md"]) == ["disk", "unmounted"]
     assert walk(tmp_path).unproved(known, paths) == ["disk"]
     write(tmp_path, "disk/UNMOUNTED.txt")
     assert walk(tmp_path).unproved(known, paths) == ["disk"]
@@ -109,6 +111,7 @@ def test_a_link_in_a_folders_place_proves_nothing(tmp_path: Path) -> None:
     (corpus / "home").symlink_to(tmp_path / "elsewhere")
     found = walk(corpus)
     assert [file.path for file in found.files] == ["a.md"]
+    assert found.unread == []
     assert found.unproved(known, ["a.md", "home/b.md"]) == ["home"]
 
 

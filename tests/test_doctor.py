@@ -317,6 +317,8 @@ async def test_a_corpus_folder_that_is_missing_empty_or_unreadable(
     assert "is empty" in (await corpus()).says
     (folder / "a.txt").write_text("no Markdown")
     assert "no Markdown file" in (await corpus()).says
+    (folder / "without").mkdir()
+    assert "is empty: no Markdown file" in (await corpus()).says
     (folder / "a.md").write_text("# A\n")
     for locked in (folder / "locked", folder):
         locked.mkdir(exist_ok=True)

@@ -9,7 +9,7 @@ from cli.checks.finding import Away, Finding, note, ok, problem, told
 from cli.checks.site import Site, in_thread
 from cli.output import span
 from rag.chunking import ChunkSettings
-from rag.corpus import SourceFile, Walk, is_inside
+from rag.corpus import SourceFile, Walk
 from rag.generations import fingerprint
 from rag.morphemes import MissingAnalyserError, is_installed
 from rag.prompt_files import PromptsError, load_prompts
@@ -112,9 +112,7 @@ def _changes(found: Walk, documents: dict[str, dict[str, Any]]) -> str:
     """What to say where the folder is not what was indexed; empty where it is."""
     new = [file.path for file in found.files if file.path not in documents]
     changed = [file.path for file in found.files if file.path in documents and _is_changed(file, documents[file.path])]
-    present = {file.path for file in found.files} | {failure.path for failure in found.failures}
-    hidden = [*found.unread, *found.empty]
-    gone = [path for path in documents if path not in present and not is_inside(path, hidden)]
+    gone = found.absent(documents, found.unseen)
     kinds = {"new": new, "changed": changed, "gone": gone}
     told = [f"{len(paths)} {'file' if len(paths) == 1 else 'files'} {kind}" for kind, paths in kinds.items() if paths]
     named = ", ".join((new + changed + gone)[:_NAMED])
