@@ -5,12 +5,11 @@
 FROM python:3.11-slim AS build
 RUN pip install --no-cache-dir uv
 WORKDIR /source
-COPY requirements.txt pyproject.toml README.md LICENSE arq_settings.py settings.py ./
-COPY cli cli
+COPY requirements.txt pyproject.toml README.md LICENSE arq_settings.py ./
 COPY client client
 COPY models models
+COPY protostar protostar
 COPY rag rag
-COPY stack stack
 COPY tasks tasks
 # requirements.txt bounds what is installed to versions and hashes that were tested, and installs nothing by itself.
 ENV UV_CONSTRAINT=requirements.txt UV_BUILD_CONSTRAINT=requirements.txt UV_NO_CACHE=1 UV_COMPILE_BYTECODE=1

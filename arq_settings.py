@@ -27,36 +27,36 @@ from protostar_client.contract import (
 )
 
 from models.database import DatabaseError, connect, tortoise_config
-from rag.embedding import make_embedder
-from rag.prompt import Count
-from rag.prompt_files import Prompts, PromptsError, load_prompts
+from protostar.settings import JobClass, SettingsError, load_settings
+from rag.corpus.tokens import TokenCounter
+from rag.prompt.budget import Count
+from rag.prompt.modes import Prompts, PromptsError, load_prompts
 from rag.providers import FatalProviderError, Provider
+from rag.providers.embedder import make_embedder
 from rag.providers.factory import make_provider
-from rag.tokens import TokenCounter
-from settings import JobClass, SettingsError, load_settings
-from tasks.calibration import TokenRatios
-from tasks.chat import generate_chat
-from tasks.connection import StartupError
 from tasks.context import Tools, about_worker
-from tasks.endings import tell_failure
-from tasks.events import EventLog
-from tasks.gate import Gate
-from tasks.gated_provider import GatedProvider
-from tasks.history import read_history
+from tasks.engine.connection import StartupError
+from tasks.engine.outbox import OutboxRelay
+from tasks.engine.worker import Worker
+from tasks.gate.gate import Gate
+from tasks.gate.gated_provider import GatedProvider
+from tasks.gate.rate_limits import RateLimits
+from tasks.generate_chat import generate_chat
 from tasks.index_documents import index_documents
-from tasks.legacy import OlderIntake
-from tasks.logs import configure
-from tasks.metrics_server import MetricsServer
-from tasks.outbox import OutboxRelay
-from tasks.pace import Pace
-from tasks.rate_limit import RateLimits
-from tasks.reindex import reindex_corpus
-from tasks.retry import MAX_TRIES
-from tasks.rollup import roll_up_session
-from tasks.status import read_status
-from tasks.summary import summarize_message
-from tasks.traces import start_tracing, trace_headers
-from tasks.worker import Worker
+from tasks.legacy.intake import OlderIntake
+from tasks.monitoring.logs import configure
+from tasks.monitoring.metrics_server import MetricsServer
+from tasks.monitoring.status import read_status
+from tasks.monitoring.traces import start_tracing, trace_headers
+from tasks.read_history import read_history
+from tasks.reindex_corpus import reindex_corpus
+from tasks.retry_policy import MAX_TRIES
+from tasks.roll_up_session import roll_up_session
+from tasks.summarize_message import summarize_message
+from tasks.turn.endings import tell_failure
+from tasks.turn.event_log import EventLog
+from tasks.turn.pace import Pace
+from tasks.turn.token_ratios import TokenRatios
 
 try:
     SETTINGS: Final = load_settings()

@@ -9,7 +9,7 @@ One more table, `postings`, has no model, because Tortoise knows no key of two c
         PRIMARY KEY (term, segment_id)
     );
 
-`rag.lexical` says what an entry is.
+`rag.analysis.terms` says what an entry is.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""From files to a prompt, from a prompt to tokens; knows nothing of queues."""
+"""From files to passages, from passages to a prompt, from a prompt to tokens. Knows nothing of queues."""

@@ -1,1 +1,1 @@
-"""What the queue runs."""
+"""The job functions, one file each, and the packages they are built from."""

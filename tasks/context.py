@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from arq.connections import ArqRedis
 
-from rag.embedding import Embedder
-from rag.prompt_files import Prompts
-from rag.tokens import TokenCounter
-from settings import Settings
-from tasks.calibration import TokenRatios
-from tasks.events import EventLog
-from tasks.gated_provider import GatedProvider
-from tasks.outbox import OutboxRelay
-from tasks.pace import Pace
-from tasks.queue import Claim, Queue
+from protostar.settings import Settings
+from rag.corpus.tokens import TokenCounter
+from rag.prompt.modes import Prompts
+from rag.providers.embedder import Embedder
+from tasks.engine.outbox import OutboxRelay
+from tasks.engine.queue import Claim, Queue
+from tasks.gate.gated_provider import GatedProvider
+from tasks.turn.event_log import EventLog
+from tasks.turn.pace import Pace
+from tasks.turn.token_ratios import TokenRatios
 
 if TYPE_CHECKING:
-    from tasks.bill import OpenCharge
-    from tasks.turns import Turn
+    from tasks.turn.charges import OpenCharge
+    from tasks.turn.open import Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Context(TypedDict):
 
 
 def about_worker(ctx: dict[Any, Any]) -> dict[str, Any]:
-    """What a worker's heartbeat says of its tools (fields of `tasks.beat.Beat`)."""
+    """What a worker's heartbeat says of its tools (fields of `tasks.monitoring.worker_report.Beat`)."""
     tools: Tools = ctx["tools"]
     settings = tools.settings
     models = (*settings.chat_models, settings.summary_model_or_chat, settings.embedding_model)

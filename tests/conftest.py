@@ -15,8 +15,8 @@ from stack.places import Account, server_account, temporary_base_folder
 from stack.postgres import Postgres
 from stack.processes import Process
 from stack.redis import Redis
-from tests.house import House, until
-from tests.model_control import ModelControl, running_model_server
+from tests.support.house import House, until
+from tests.support.model_control import ModelControl, running_model_server
 
 DOCUMENT = """# 전달 보장
 

@@ -10,8 +10,8 @@ from typing import Final
 from langchain_text_splitters import RecursiveCharacterTextSplitter
 
 from benchmarks.corpus.text import Writer, shipped_texts
-from rag.chunking import ChunkSettings, cut
-from rag.tokens import TokenCounter
+from rag.corpus.chunk import ChunkSettings, cut
+from rag.corpus.tokens import TokenCounter
 
 SETTINGS: Final = ChunkSettings(400, 60, "gpt-4o")
 GENERATED_BYTES: Final = 2_000_000

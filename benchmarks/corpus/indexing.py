@@ -14,9 +14,9 @@ from typing import Final
 
 from benchmarks.corpus.text import Writer
 from models import Chunk
-from rag.chunking import ChunkSettings
-from rag.index import reindex
-from rag.retrieve import retrieve
+from rag.corpus.chunk import ChunkSettings
+from rag.index.reindex import reindex
+from rag.search.retrieve import retrieve
 
 SETTINGS: Final = ChunkSettings(400, 60, "gpt-4o")
 QUESTIONS: Final = (

@@ -14,8 +14,8 @@ from typing import Final
 
 from benchmarks.corpus.text import Writer
 from models.database import connect
-from rag.chunking import ChunkSettings
-from rag.index import reindex
+from rag.corpus.chunk import ChunkSettings
+from rag.index.reindex import reindex
 
 SETTINGS: Final = ChunkSettings(400, 60, "gpt-4o")
 _PART_BYTES: Final = 4_000_000

@@ -32,8 +32,8 @@ from stack.places import server_account, temporary_base_folder
 from stack.postgres import Postgres
 from stack.processes import Process
 from stack.redis import Redis
-from tests.house import ENDINGS, House, check_order, text_of
-from tests.model_control import running_model_server
+from tests.support.house import ENDINGS, House, check_order, text_of
+from tests.support.model_control import running_model_server
 
 T = TypeVar("T")
 

@@ -14,12 +14,12 @@ from typing import Final
 
 from benchmarks.prompt.material import PASSAGES, TURNS, Material, Passage
 from benchmarks.report import Section, figure, verdict, write
-from rag.prompt import Count, Prompt, Turn, build_prompt
-from rag.token_memo import TokenMemo
-from rag.tokens import TokenCounter
+from rag.corpus.tokens import TokenCounter
+from rag.prompt.budget import Count, Prompt, Turn, build_prompt
+from rag.prompt.token_memo import TokenMemo
 
 HERE: Final = Path(__file__).resolve().parent
-PERSONA: Final = (HERE.parent.parent / "rag" / "prompts" / "general.md").read_text()
+PERSONA: Final = (HERE.parent.parent / "rag" / "prompt" / "shipped" / "general.md").read_text()
 DEFAULT_WINDOW: Final = 8_192
 WINDOWS: Final = (DEFAULT_WINDOW, 32_768)
 MAX_OUTPUT_TOKENS: Final = 1_024

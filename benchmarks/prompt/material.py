@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from rag.prompt import Turn
-from rag.sentences import split_sentences
+from rag.prompt.budget import Turn
+from rag.prompt.sentences import split_sentences
 
 CORPUS: Final = Path(__file__).resolve().parent.parent.parent / "corpus"
 TURNS: Final = 1_000

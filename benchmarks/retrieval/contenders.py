@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.retrieval.questions import TOP, Question, Unit
-from rag.lexical import terms
+from rag.analysis.terms import terms
 
 Ranking = list[Unit]
 _K1: Final = 1.2

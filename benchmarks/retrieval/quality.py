@@ -12,8 +12,8 @@ from benchmarks.report import Section
 from benchmarks.retrieval.contenders import Bm25, FullText, OlderMatching, Ranking, bigram_terms, whitespace_terms
 from benchmarks.retrieval.questions import HALVES, OFF_CORPUS, SETS, TOP, Question, Unit, found_one, load, ndcg
 from benchmarks.retrieval.stage import indexed, local_embedder, units_of
-from rag.embedding import Embedder
-from rag.retrieve import retrieve
+from rag.providers.embedder import Embedder
+from rag.search.retrieve import retrieve
 from stack.postgres import Postgres
 
 Rank = Callable[[Question], Awaitable[Ranking]]

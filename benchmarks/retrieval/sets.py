@@ -15,9 +15,9 @@ from benchmarks.retrieval.contenders import Bm25, bigram_terms
 from benchmarks.retrieval.quality import HYBRID, LEXICAL, PLAIN
 from benchmarks.retrieval.questions import TOP, Question, ndcg
 from benchmarks.retrieval.stage import indexed, local_embedder, units_of
-from rag.chunking import ChunkSettings
-from rag.embedding import Embedder
-from rag.retrieve import retrieve
+from rag.corpus.chunk import ChunkSettings
+from rag.providers.embedder import Embedder
+from rag.search.retrieve import retrieve
 from stack.postgres import Postgres
 
 _FOREIGN: Final = 100

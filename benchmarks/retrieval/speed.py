@@ -16,9 +16,9 @@ from typing import Any, Final, NamedTuple, Self
 from benchmarks.report import Section, figure, verdict
 from benchmarks.retrieval.stage import SETTINGS, indexed, random_embedder
 from benchmarks.retrieval.texts import generate
-from rag.embedding import Embedder
-from rag.question import Question
-from rag.retrieve import retrieve
+from rag.providers.embedder import Embedder
+from rag.search.query import Question
+from rag.search.retrieve import retrieve
 from stack.postgres import Postgres
 
 QUESTIONS: Final = 400
@@ -77,7 +77,7 @@ async def _ask_during_rebuild(url: str, folder: Path, questions: Sequence[str]) 
         "PROTOSTAR_CORPUS_DIR": str(folder),
         "PROTOSTAR_CHAT_MODEL": SETTINGS.model,
     }
-    command = [sys.executable, "-m", "cli", "reindex", "--full", "--json"]
+    command = [sys.executable, "-m", "protostar", "reindex", "--full", "--json"]
     rebuild = await asyncio.create_subprocess_exec(*command, env=environment, stdout=asyncio.subprocess.DEVNULL)
     took_ms: list[float] = []
     empty = 0

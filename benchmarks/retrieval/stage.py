@@ -13,10 +13,10 @@ import numpy as np
 from benchmarks.retrieval.questions import Unit
 from models.database import connect
 from models.migrate import migrate
-from rag.chunking import ChunkSettings
-from rag.embedding import Embedder
-from rag.index import reindex
+from rag.corpus.chunk import ChunkSettings
+from rag.index.reindex import reindex
 from rag.providers import Provider
+from rag.providers.embedder import Embedder
 from stack.model_server.embedder import MODEL
 from stack.model_server.embedder import Embedder as LocalEmbedder
 from stack.places import server_account, temporary_base_folder

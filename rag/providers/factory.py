@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from protostar.settings import ProviderName
 from rag.providers.adapter import Headers
 from rag.providers.openai import OpenAIProvider
 from rag.providers.protocol import FatalProviderError, Provider
 from rag.providers.streaming import Limits
-from settings import ProviderName
 
 __all__ = ["ProviderName", "make_provider"]
 

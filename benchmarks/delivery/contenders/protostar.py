@@ -26,8 +26,8 @@ from benchmarks.delivery.contenders.common import (
     option,
     redis_url,
 )
-from tasks.retry import MAX_TRIES
-from tasks.worker import Worker
+from tasks.engine.worker import Worker
+from tasks.retry_policy import MAX_TRIES
 
 arq.worker.Worker = Worker  # type: ignore[misc]
 uvloop.install()

@@ -1,0 +1,1 @@
+"""What needs no fixed top-level name: the settings and the `protostar` command."""

@@ -1,0 +1,5 @@
+"""`python -m protostar`: the `protostar` command of a source tree that is not installed."""
+
+from protostar.cli.app import main
+
+main()

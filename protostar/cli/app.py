@@ -1,0 +1,56 @@
+"""The command line put together: one module for each group of commands."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Final
+
+import typer
+
+from protostar.cli import ask, corpus, doctor, follow, history, jobs, migrate, prompt, search, status, usage
+from protostar.cli.support.errors import CommandError
+
+_EXIT_CODES: Final = (
+    "Exit codes: 0 done; 1 failed, one line on standard error says why; 2 wrong use; 130 interrupted. "
+    "Data goes to standard output, everything else to standard error."
+)
+
+app = typer.Typer(
+    name="protostar",
+    help="Look after Protostar's database, corpus and queue, and ask its workers.",
+    epilog=_EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (
+    ask.ask,
+    ask.chat,
+    ask.enqueue,
+    follow.watch,
+    follow.cancel,
+    history.history,
+    prompt.prompt,
+    jobs.jobs,
+    jobs.retry,
+    status.status,
+    doctor.doctor,
+    usage.usage,
+    corpus.reindex,
+    corpus.chunks,
+    search.search,
+    migrate.migrate,
+):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line. Exits with one of the codes that `--help` names."""
+    logging.getLogger("protostar").addHandler(logging.NullHandler())  # a command says what happens itself
+    try:
+        app(prog_name="protostar")
+    except CommandError as error:
+        print(f"protostar: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,1 @@
+"""What `protostar doctor` checks, a module for each part."""

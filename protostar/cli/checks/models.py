@@ -1,0 +1,141 @@
+"""The models: one small question to each, through the adapters that the workers use."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from contextlib import suppress
+from typing import Final
+
+from protostar.cli.checks.finding import Finding, note, ok, problem, skipped, told
+from protostar.cli.checks.site import Site
+from protostar.settings import Settings
+from rag.providers import (
+    CompletionRequest,
+    FatalProviderError,
+    Provider,
+    ProviderError,
+    ProviderUnavailableError,
+    RateLimitedError,
+    StalledError,
+    make_provider,
+)
+
+ANSWER_S: Final = 5.0
+"""How long a model may take for a few tokens."""
+
+SLOW_S: Final = 2.0
+
+_TOKENS: Final = 16  # some models refuse to answer with fewer
+_REFUSED: Final = re.compile(r"answered 40[13]\b|api.key|authenti|unauthorized|permission", re.IGNORECASE)
+_UNKNOWN: Final = re.compile(
+    r"answered 404\b|model.{0,60}(not.?found|not exist|unknown|invalid)|not a valid model", re.IGNORECASE
+)
+_NO_CREDIT: Final = re.compile(r"answered 402\b|quota|billing|credit", re.IGNORECASE)
+
+
+async def warm_up(settings: Settings) -> None:
+    """Load the provider's SDK before anything is timed: that may take seconds in which nothing else goes on."""
+    with suppress(FatalProviderError):  # said when the provider is made to be asked
+        await _make_provider(settings, key="unused").close()
+
+
+async def models(site: Site) -> list[Finding]:
+    """Each model that the settings name takes the key, is known and answers in time."""
+    settings = site.settings
+    key_name, url_name = _variables(settings)
+    site.require("PROTOSTAR_CHAT_MODEL", "PROTOSTAR_PROVIDER", key_name, url_name)
+    key = settings.openrouter_api_key if settings.provider == "openrouter" else settings.openai_api_key
+    if key is None:
+        return [skipped("model", f"{key_name} is not set")]
+    try:
+        provider = _make_provider(settings, key=key.get_secret_value())
+    except FatalProviderError as error:
+        return [problem("model", *told(str(error)))]
+    try:
+        asked = [_ask(settings, provider, model, role) for model, role in _named(settings).items()]
+        return list(await asyncio.gather(*asked))
+    finally:
+        await provider.close()
+
+
+def _make_provider(settings: Settings, *, key: str) -> Provider:
+    base_url = settings.openrouter_base_url if settings.provider == "openrouter" else settings.openai_base_url
+    return make_provider(
+        settings.provider,
+        api_key=key,
+        base_url=base_url.get_secret_value() if base_url else None,
+        first_token_timeout_s=ANSWER_S,
+        stall_timeout_s=ANSWER_S,
+    )
+
+
+def _variables(settings: Settings) -> tuple[str, str]:
+    prefix = "OPENROUTER" if settings.provider == "openrouter" else "OPENAI"
+    return f"{prefix}_API_KEY", f"{prefix}_BASE_URL"
+
+
+def _named(settings: Settings) -> dict[str, str]:
+    """Each model and the variable that names it."""
+    named = {settings.chat_model: "PROTOSTAR_CHAT_MODEL"}
+    named |= {model: "PROTOSTAR_FALLBACK_MODELS" for model in settings.fallback_models if model not in named}
+    named.setdefault(settings.summary_model_or_chat, "PROTOSTAR_SUMMARY_MODEL")
+    if settings.embedding_model:
+        named[settings.embedding_model] = "PROTOSTAR_EMBEDDING_MODEL"
+    return named
+
+
+async def _ask(settings: Settings, provider: Provider, model: str, variable: str) -> Finding:
+    check = f"model {model}"
+    began_s = time.perf_counter()
+    try:
+        if variable == "PROTOSTAR_EMBEDDING_MODEL":
+            await provider.embed(["ok"], model=model)
+        else:
+            question = CompletionRequest(model, [{"role": "user", "content": "Say: ok"}], _TOKENS)
+            await provider.complete(question)
+    except ProviderError as error:
+        return _failure(check, settings, error, model, variable)
+    took_s = time.perf_counter() - began_s
+    if took_s > SLOW_S:
+        says = f"the provider is slow: a few tokens took {took_s:.1f} s"
+        return note(
+            check, says, "look at the provider's status page; PROTOSTAR_FALLBACK_MODELS names models to fall back on"
+        )
+    return ok(check, f"answers in {took_s * 1000:.0f} ms")
+
+
+def _failure(check: str, settings: Settings, error: ProviderError, model: str, variable: str) -> Finding:
+    url = _variables(settings)[1]
+    match error:
+        case StalledError():
+            says = f"the provider is slow: no answer within {ANSWER_S:g} s"
+            remedy = (
+                "look at the provider's status page or at the server's load; PROTOSTAR_FALLBACK_MODELS helps meanwhile"
+            )
+            return problem(check, says, remedy)
+        case RateLimitedError():
+            return note(check, f"the provider asks to wait: {error}", "ask it for higher limits if jobs wait for long")
+        case ProviderUnavailableError():
+            remedy = f"check {url}, the network and the provider's status page"
+            return problem(check, f"the provider is unreachable or down: {error}", remedy)
+        case FatalProviderError():
+            return _refusal(check, settings, error, model, variable)
+        case _:
+            return problem(check, f"the model can't be asked: {error}", f"check {variable} and {url}")
+
+
+def _refusal(check: str, settings: Settings, error: FatalProviderError, model: str, variable: str) -> Finding:
+    key, url = _variables(settings)
+    said = str(error)
+    if _NO_CREDIT.search(said):
+        return problem(check, f"the account has no credit: {said}", f"top it up, or use another {key}")
+    # The status says more than the words: a server may speak of models where it refuses a key.
+    is_refused = re.search(r"answered 40[13]\b", said) or (not _UNKNOWN.search(said) and _REFUSED.search(said))
+    if is_refused:
+        return problem(check, f"the key is refused: {said}", f"check {key}, and that it belongs to the server of {url}")
+    if _UNKNOWN.search(said):
+        remedy = f"set {variable} to a model that the server has, or check {url}"
+        return problem(check, f"the model {model} is unknown: {said}", remedy)
+    return problem(check, f"the model refuses: {said}", f"check {variable} and {url}")

@@ -1,0 +1,124 @@
+"""`protostar search`: what the corpus says of a question."""
+
+from __future__ import annotations
+
+import asyncio
+import json as json_format
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from protostar.cli.support.errors import CommandError, failing_on
+from protostar.cli.support.output import note, write, write_json
+from protostar.settings import CorpusSettings, SettingsError, load
+
+if TYPE_CHECKING:
+    from rag.search.retrieve import Passage
+
+_TOP: Final = 8
+_FIELDS: Final = ("chunk_id", "document", "heading", "score", "start_offset", "end_offset")
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    id: Any
+    text: str
+
+
+def search(
+    question: Annotated[str | None, typer.Argument(help="The question.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help='Questions in place of QUESTION, one a line: {"id", "text"}.')
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, max=1000, help="The most passages to print.")] = _TOP,
+    no_floor: Annotated[
+        bool, typer.Option("--no-floor", help="Print passages even where the corpus seems not to know.")
+    ] = False,
+    why: Annotated[
+        bool, typer.Option("--why", help="With --json: add the question's words that a passage shares.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a question.")] = False,
+) -> None:
+    """Print the passages of the corpus that speak of a question, best first, and why. Asks no chat model."""
+    if (question is None) == (file is None):
+        raise typer.BadParameter("give either QUESTION or --file QUESTIONS.jsonl")
+    if question is not None and not question.strip():
+        raise typer.BadParameter("the question is empty")
+    questions = _read(file) if file is not None else [_Question(None, question or "")]
+
+    from models.database import DatabaseError
+    from rag.providers import ProviderError
+
+    with failing_on(SettingsError, DatabaseError, ProviderError):
+        settings = load(CorpusSettings)
+        asyncio.run(_print_all(settings, questions, top=top, floor=not no_floor, why=why, json=json))
+
+
+def _read(file: Path) -> list[_Question]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise CommandError(f"{file} can't be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise CommandError(f"{file} is not UTF-8; save it as UTF-8") from error
+    return [_parse(line, f"{file} line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _parse(line: str, place: str) -> _Question:
+    try:
+        record = json_format.loads(line)
+        question = _Question(record["id"], record["text"])
+    except (ValueError, KeyError, TypeError):
+        raise CommandError(f'{place} is not a question; write {{"id": ..., "text": "..."}}') from None
+    if not isinstance(question.text, str):
+        raise CommandError(f'{place} has a "text" that is no text')
+    return question
+
+
+async def _print_all(
+    settings: CorpusSettings, questions: Sequence[_Question], *, top: int, floor: bool, why: bool, json: bool
+) -> None:
+    from rag.search.explain import shared_words
+
+    async for question, passages, error in _answers(settings, questions, top=top, floor=floor):
+        if error:
+            note(f"searched by words alone, the question could not be embedded: {error}")
+        if json:
+            found = [{name: getattr(passage, name) for name in _FIELDS} for passage in passages]
+            if why:
+                for result, passage in zip(found, passages, strict=True):
+                    result["why"] = shared_words(question.text, passage)
+            write_json({"id": question.id, "results": found} | ({"embedding_error": error} if error else {}))
+        else:
+            _print(question, passages, with_question=len(questions) > 1, floor=floor)
+
+
+async def _answers(
+    settings: CorpusSettings, questions: Sequence[_Question], *, top: int, floor: bool
+) -> AsyncIterator[tuple[_Question, list[Passage], str]]:
+    """Each question with its passages, and why they were not found by vectors too, if they should have been."""
+    from models.database import connect
+    from rag.providers.embedder import embedding
+    from rag.search.retrieve import retrieve
+
+    async with connect(settings.database_url.get_secret_value()), embedding(settings) as embedder:
+        for question in questions:
+            passages = await retrieve(question.text, top_k=top, floor=floor, embedder=embedder)
+            yield question, passages, embedder.question_error if embedder else ""
+
+
+def _print(question: _Question, passages: Sequence[Passage], *, with_question: bool, floor: bool) -> None:
+    from rag.search.explain import shared_words
+
+    if with_question:
+        write(f"# {question.text}\n\n")
+    for number, passage in enumerate(passages, start=1):
+        place = " > ".join(filter(None, (passage.document, passage.heading)))
+        words = ", ".join(shared_words(question.text, passage)) or "its document's title, or nearness in meaning"
+        write(f"{number}. {place} ({passage.score:.2f})\nfound by: {words}\n{passage.text}\n\n")
+    if not passages:
+        nearest = "--no-floor prints what comes nearest, " if floor else ""
+        note(f"nothing found; {nearest}protostar reindex indexes the corpus folder")

@@ -1,0 +1,1 @@
+"""What several commands share: connections, errors, options and output."""

@@ -1,0 +1,25 @@
+"""The commands' own connection to Redis, for what the client has no call for."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from redis.asyncio import Redis
+
+from protostar.settings import RedisSettings
+
+_TIMEOUT_S: Final = 5.0
+
+
+@asynccontextmanager
+async def redis_at(settings: RedisSettings) -> AsyncIterator[Redis]:
+    """A connection that gives up on a Redis that does not answer; used inside `using_redis`."""
+    redis: Redis = Redis.from_url(
+        settings.redis_url.get_secret_value(), socket_connect_timeout=_TIMEOUT_S, socket_timeout=_TIMEOUT_S
+    )
+    try:
+        yield redis
+    finally:
+        await redis.aclose()

@@ -1,0 +1,72 @@
+"""What the commands write: data to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+from protostar_client.contract import clean_text
+from rich.cells import cell_len
+from rich.console import Console
+
+from protostar.cli.support.errors import CommandError
+
+notes = Console(stderr=True, highlight=False, soft_wrap=True)
+"""For people: what happens, and how far it is."""
+
+
+def write(text: str) -> None:
+    """Write data, at once: a reader of the pipe waits for no buffer.
+
+    Raises:
+        CommandError: standard output takes no data.
+        BrokenPipeError: the reader of the pipe has left; Typer ends the command quietly.
+    """
+    if sys.stdout is None:  # it was closed before the start
+        raise CommandError("standard output is closed; open it or send it to a file")
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _drop_output()
+        raise CommandError(f"can't write to standard output: {error.strerror}") from error
+
+
+def write_json(value: Any) -> None:
+    """Write one line of JSON."""
+    write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def note(text: str) -> None:
+    """Say something on standard error, as it is."""
+    notes.print(text, markup=False, style="dim")
+
+
+def one_line(text: str) -> str:
+    """A text from elsewhere as a part of a line, without what a terminal would obey."""
+    return " ".join(clean_text(text).split())
+
+
+def column(text: object, width: int) -> str:
+    """A text as a column: Hangul takes two cells of a terminal for a character."""
+    shown = str(text)
+    return shown + " " * (width - cell_len(shown))
+
+
+def span(seconds: float | None) -> str:
+    """A span of time in words; `-` where it is not known."""
+    if seconds is None:
+        return "-"
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def _drop_output() -> None:
+    """Send what is left in the buffer nowhere, so that Python does not fail once more at its exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

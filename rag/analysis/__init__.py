@@ -1,0 +1,1 @@
+"""From text to search terms, the same way for documents and for questions."""

@@ -1,0 +1,1 @@
+"""Walk a folder, read its files, parse Markdown, split it into chunks and count tokens."""

@@ -1,0 +1,90 @@
+"""Cut text that does not fit into one chunk, and find where an overlap should begin."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cache
+from typing import Final
+
+from langchain_text_splitters import RecursiveCharacterTextSplitter
+
+from rag.corpus.tokens import TokenCounter, next_boundary, previous_boundary
+
+# From the best place to cut to the worst. A sentence ends with a stop and a space in Korean ("했다. ") as in
+# English, and without a space in Chinese and Japanese.
+_SENTENCE_END: Final = r"[.!?]+[\"'”’)\]]*\s+|[。！？…]+[」』”’）]*\s*"
+_SEPARATORS: Final = (r"\n[ \t\r]*\n\s*", r"\n", _SENTENCE_END, r"[,;:]\s+|[、，；：·]\s*", r"\s+")
+_COMPILED: Final = tuple(re.compile(separator) for separator in _SEPARATORS)
+
+_LONG_RUN: Final = re.compile(r"\S{16}")
+
+# An overlap must be from half to twice what is configured; aiming inside these leaves room for a cut's tokens.
+_LEAST: Final = 0.6
+_MOST: Final = 1.5
+
+
+def least_overlap(overlap: int) -> int:
+    """The fewest tokens to share so that the shared text surely has half of `overlap`."""
+    return -(-overlap * 6 // 10)
+
+
+def split(text: str, counter: TokenCounter, limit: int, measure: Callable[[str], int]) -> list[str]:
+    """Cut `text` into parts of about `limit` tokens at most, between sentences or words where it has them.
+
+    The parts joined are the text. `measure` tells roughly how many tokens a part has, so a part can have more.
+    """
+    splitter = RecursiveCharacterTextSplitter(
+        separators=list(_SEPARATORS),
+        is_separator_regex=True,
+        keep_separator="end",
+        strip_whitespace=False,
+        chunk_size=limit,
+        chunk_overlap=0,
+        # It measures every sentence several times.
+        length_function=cache(measure),
+    )
+    parts = []
+    for part in splitter.split_text(text):
+        if _LONG_RUN.search(part) and counter.count(part) > limit:
+            parts.extend(split_run(part, counter, limit))
+        else:
+            parts.append(part)
+    return parts
+
+
+def split_run(text: str, counter: TokenCounter, limit: int) -> list[str]:
+    """Cut a run without separators between its characters, into parts of at most `limit` tokens if one has no more."""
+    parts = []
+    while text:
+        part = counter.head(text, limit) or text[: next_boundary(text, 1)]
+        parts.append(part)
+        text = text[len(part) :]
+    return parts
+
+
+def best_overlap(text: str, counter: TokenCounter, overlap: int) -> int:
+    """Where in `text` the part begins that the next chunk shares: about `overlap` tokens before the end.
+
+    The best separator within reach wins, of several the one that is nearest. `len(text)` is: share nothing.
+    """
+    if overlap <= 0:
+        return len(text)
+    first, aim, last = counter.tail_starts(text, (int(overlap * _MOST), overlap, least_overlap(overlap)))
+    for separator in _COMPILED:
+        places = [match.end() for match in separator.finditer(text, max(first - 2, 0), last)]
+        places = [place for place in places if first <= place <= last and place > 0]
+        if places:
+            return min(places, key=lambda place: abs(place - aim))
+    at = _after_space(text, aim)
+    if counter.count(text[at:]) * 2 < overlap:
+        # One long cluster (an emoji of many parts) stands in the way: share it whole if that is not too much.
+        before = previous_boundary(text, aim - 1)
+        return before if counter.count(text[before:]) <= 2 * overlap else at
+    return at
+
+
+def _after_space(text: str, at: int) -> int:
+    while at < len(text) and text[at].isspace():
+        at += 1
+    return at

@@ -1,0 +1,1 @@
+"""The corpus index in PostgreSQL: reindex runs, batches, rows and generations."""

@@ -1,0 +1,238 @@
+"""Sharing a run: its units as rows that workers claim one at a time, and write at most once.
+
+The coordinator holds the run and takes any unit; helpers take those that nobody has tried. What a helper could not
+do, and what one left behind that died, is the coordinator's: a unit that kills its worker kills one helper.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from os.path import relpath
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, Final, Self
+
+from tortoise import Tortoise
+from tortoise.backends.base.client import BaseDBAsyncClient
+
+from models.transaction import RETRY_FOR_S, transact
+from rag.analysis import morphemes
+from rag.corpus.chunk import ChunkSettings
+from rag.corpus.walk import SourceFile, is_as_walked
+from rag.index.batches import Unit
+from rag.index.generations import Generation, fingerprint
+from rag.index.run_result import Tally
+from rag.index.runs import IS_LOCKED, RunRecord
+
+logger = logging.getLogger("protostar.index")
+
+_LOOK_EVERY_S: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a helper must know of a run. `started_ns` is when its walk began."""
+
+    generation: Generation
+    settings: ChunkSettings
+    started_ns: int
+
+    def dump(self) -> str:
+        """As JSON."""
+        told = {**asdict(self), "fingerprint": fingerprint(self.settings)}
+        if not self.settings.morphemes:
+            del told["settings"]["morphemes"]  # workers of before know nothing of it
+        return json.dumps(told)
+
+    @classmethod
+    def load(cls, text: str) -> Self | None:
+        """What `dump` gave; None if this program would cut the files otherwise than the one that wrote it."""
+        told = json.loads(text)
+        settings = ChunkSettings(**told["settings"])
+        if settings.morphemes and not morphemes.is_installed():
+            return None
+        if told["fingerprint"] != fingerprint(settings):
+            return None
+        return cls(Generation(**told["generation"]), settings, told["started_ns"])
+
+
+async def read_plan(run_id: int) -> Plan | None:
+    """The plan of a run that is shared; None if it is over, or this program can't help."""
+    rows = await Tortoise.get_connection("default").execute_query_dict(
+        "SELECT plan FROM reindex_runs WHERE id = $1 AND ended_at IS NULL", [run_id]
+    )
+    return Plan.load(rows[0]["plan"]) if rows and rows[0]["plan"] else None
+
+
+async def share_units(run: RunRecord, plan: Plan, units: Sequence[Unit], root: Path) -> None:
+    """Write a run's units down for all to claim."""
+
+    async def work(connection: BaseDBAsyncClient) -> None:
+        await run.hold(connection)
+        database: Any = connection._connection  # asyncpg's, for executemany
+        await database.execute("DELETE FROM index_units")
+        await database.executemany(
+            "INSERT INTO index_units (run_id, files) VALUES ($1, $2)",
+            [(run.id, _dump_files(unit.files, root)) for unit in units],
+        )
+        await database.execute("UPDATE reindex_runs SET plan = $2 WHERE id = $1", run.id, plan.dump())
+
+    await transact(work)
+
+
+def _dump_files(files: Sequence[SourceFile], root: Path) -> str:
+    # A location may hold surrogates, as the name of a file that is not UTF-8 does: escaped, they are text.
+    return json.dumps(
+        [[file.path, relpath(file.location, root), file.size_bytes, file.stamp, file.changed_ns] for file in files]
+    )
+
+
+def _load_files(text: str, root: Path) -> list[SourceFile]:
+    return [SourceFile(path, f"{root}/{location}", *rest) for path, location, *rest in json.loads(text)]
+
+
+class Claims:
+    """The units of a run as one process takes them; as a context, it gives back what it has not done.
+
+    Args:
+        run: the run.
+        root: this process's corpus folder.
+        worker: the name of this process, for the rows.
+        leads: whether it is the coordinator, which ends only when every unit is done.
+        lease_s: how long a claim is good for after this process was last heard of.
+    """
+
+    def __init__(self, run: RunRecord, root: Path, *, worker: str, leads: bool, lease_s: float) -> None:
+        self._run = run
+        self._root = root
+        self._owner = f"{worker}/{token_hex(4)}"
+        self._leads = leads
+        self._lease_s = lease_s
+        self._claimed: list[int] = []
+
+    async def __aenter__(self) -> Self:
+        self._beat = asyncio.create_task(self._renew())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._beat.cancel()
+        await asyncio.gather(self._beat, return_exceptions=True)
+        with suppress(Exception):  # the lease ends by itself
+            await self._leave("TRUE", retry_for_s=0)
+
+    async def units(self) -> AsyncIterator[Unit]:
+        """Claim units until there are none; the coordinator waits for those of others."""
+        while True:
+            unit = await self._claim()
+            if unit is None:
+                if not self._leads or not await self._is_any_left():
+                    return
+                await self._run.progress_of_units()
+                await asyncio.sleep(_LOOK_EVERY_S)
+            elif await self.has_files(unit):
+                yield unit
+            else:
+                await self.leave(unit)
+
+    async def has_files(self, unit: Unit) -> bool:
+        """Whether the unit's files are here as the coordinator found them; it itself sees to what changes later."""
+        if self._leads:
+            return True
+        return await asyncio.to_thread(lambda: all(map(is_as_walked, unit.files)))
+
+    async def leave(self, unit: Unit) -> None:
+        """Leave a unit to the coordinator."""
+        logger.warning("index_unit_left run=%d unit=%d path=%r", self._run.id, unit.id, unit.files[0].path)
+        await self._leave("id = $3", unit.id)
+
+    async def finish(self, connection: BaseDBAsyncClient, unit: Unit, tally: Tally) -> None:
+        """Mark a unit done, in the transaction of its chunks."""
+        await connection.execute_query(
+            "UPDATE index_units SET done_at = clock_timestamp(), files = '', documents = $2, chunks = $3, outcome = $4 "
+            "WHERE id = $1",
+            [unit.id, len(unit.files), tally.counts["chunks"], tally.dump()],
+        )
+
+    async def hold(self, connection: BaseDBAsyncClient, unit: Unit) -> bool:
+        """Let nobody else have the unit before this transaction ends; false if somebody has, or has done it."""
+        rows = await connection.execute_query_dict(
+            "SELECT 1 FROM index_units WHERE id = $1 AND owner = $2 AND done_at IS NULL FOR UPDATE",
+            [unit.id, self._owner],
+        )
+        return bool(rows)
+
+    async def total(self) -> Tally:
+        """What became of all units, whoever did them."""
+        rows = await Tortoise.get_connection("default").execute_query_dict(
+            "SELECT outcome FROM index_units WHERE run_id = $1 AND done_at IS NOT NULL ORDER BY id", [self._run.id]
+        )
+        total = Tally()
+        for row in rows:
+            total.add_tally(Tally.load(row["outcome"]))
+        return total
+
+    async def _claim(self) -> Unit | None:
+        async def work(connection: BaseDBAsyncClient) -> list[dict[str, Any]]:
+            return await connection.execute_query_dict(
+                _CLAIM_ANY if self._leads else _CLAIM_NEW, [self._run.id, self._owner, self._lease_s]
+            )
+
+        rows = await transact(work)
+        if not rows:
+            return None
+        self._claimed.append(rows[0]["id"])
+        return Unit(_load_files(rows[0]["files"], self._root), rows[0]["id"])
+
+    async def _is_any_left(self) -> bool:
+        rows = await Tortoise.get_connection("default").execute_query_dict(
+            "SELECT 1 FROM index_units WHERE run_id = $1 AND done_at IS NULL LIMIT 1", [self._run.id]
+        )
+        return bool(rows)
+
+    async def _renew(self) -> None:
+        """Keep what is claimed; a row that is being written is locked, which keeps it as well.
+
+        A claim whose answer was lost is not kept: its lease ends.
+        """
+
+        async def work(connection: BaseDBAsyncClient) -> None:
+            await connection.execute_query(_RENEW, [self._claimed, self._owner, self._lease_s])
+
+        while True:
+            await asyncio.sleep(self._lease_s / 3)
+            try:
+                await transact(work, retry_for_s=self._lease_s)
+            except Exception as error:
+                logger.warning("index_lease_not_renewed run=%d error=%s", self._run.id, error)
+
+    async def _leave(self, which: str, *values: Any, retry_for_s: float = RETRY_FOR_S) -> None:
+        async def work(connection: BaseDBAsyncClient) -> None:
+            await connection.execute_query(
+                "UPDATE index_units SET owner = NULL, lease_until = NULL, is_left = TRUE "
+                f"WHERE run_id = $1 AND owner = $2 AND done_at IS NULL AND {which}",
+                [self._run.id, self._owner, *values],
+            )
+
+        await transact(work, retry_for_s=retry_for_s)
+
+
+_CLAIM: Final = """
+UPDATE index_units SET owner = $2, lease_until = clock_timestamp() + make_interval(secs => $3) WHERE id = (
+    SELECT id FROM index_units WHERE run_id = $1 AND done_at IS NULL AND {free}
+    ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED
+) AND EXISTS (SELECT 1 FROM reindex_runs WHERE id = $1 AND ended_at IS NULL)
+RETURNING id, files
+"""
+_CLAIM_ANY: Final = _CLAIM.format(free="(owner IS NULL OR lease_until < clock_timestamp())")
+_CLAIM_NEW: Final = _CLAIM.format(free=f"owner IS NULL AND NOT is_left AND {IS_LOCKED}")
+
+_RENEW: Final = """
+UPDATE index_units SET lease_until = clock_timestamp() + make_interval(secs => $3) WHERE id IN (
+    SELECT id FROM index_units WHERE id = ANY($1::bigint[]) AND owner = $2 AND done_at IS NULL FOR UPDATE SKIP LOCKED
+)
+"""

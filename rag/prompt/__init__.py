@@ -1,0 +1,1 @@
+"""Modes, the prompt budget, prompt parts, tags around untrusted text, and summaries."""

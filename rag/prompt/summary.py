@@ -1,0 +1,161 @@
+"""How a summary is asked for, and what it may be: one paragraph, three sentences, no new number. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from rag.prompt.budget import Count, PassageLike, build_prompt
+from rag.prompt.numbers import unsupported_numbers
+from rag.prompt.sentences import cut_to_tokens, sentence_ends, split_sentences
+from rag.providers.protocol import ChatMessage
+
+MAX_SENTENCES: Final = 3
+MAX_CHARACTERS: Final = 1_000
+"""A text above this is not short however few full stops it has; a summary is cut to it."""
+
+_CODE_FENCE: Final = re.compile(r"^[ \t]*(```|~~~).*?(?:^[ \t]*\1[^\n]*$|\Z)", re.MULTILINE | re.DOTALL)
+_HEADING: Final = re.compile(r"^[ \t]*#{1,6}[ \t][^\n]*$", re.MULTILINE)
+_RULE: Final = re.compile(r"^[ \t]*(?:[-*_][ \t]*){3,}$", re.MULTILINE)
+_LIST_ITEM: Final = re.compile(r"^[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t]+", re.MULTILINE)
+_BLOCK: Final = re.compile(r"^[ \t]*(?:```|~~~|#{1,6}[ \t]|\||>)", re.MULTILINE)
+_BLANK_LINE: Final = re.compile(r"\n[ \t\r]*\n")
+_MOST_NAMED: Final = 10
+_MOST_DIGITS: Final = 20
+_THOUGHT: Final = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+_NUMBER_AT_END: Final = re.compile(r"\d[\d.,]*\Z")
+_LABEL: Final = re.compile(r"^[*_#\s]*(?:요약(?:문)?|summary|tl;dr)[*_]*\s*[:：][*_]*\s*", re.IGNORECASE)
+_FINISHED: Final = re.compile(r"""[.!?。！？…:;,]["'”’)\]」』》*_]*$""")
+
+
+def build_summary_prompt(
+    rules: str,
+    answer: str,
+    *,
+    context_window: int,
+    max_output_tokens: int,
+    count: Count,
+    note: str = "",
+    fence: str | None = None,
+) -> list[ChatMessage]:
+    """The messages that ask for the summary of an answer, by the rules of `summary.md`; sizes in tokens.
+
+    `note` says at the end what was wrong with an earlier try (`what_is_wrong`).
+
+    Raises:
+        PromptTooLongError: the rules and the note alone don't fit beside the summary's reserve.
+    """
+    no_passages: Sequence[PassageLike] = ()
+    return build_prompt(
+        rules,
+        note,
+        passages=no_passages,
+        page_context=answer,
+        context_window=context_window,
+        max_output_tokens=max_output_tokens,
+        count=count,
+        fence=fence,
+    ).messages
+
+
+def short_enough(answer: str) -> bool:
+    """Whether an answer is its own summary, so that no model need be asked."""
+    text = answer.strip()
+    if len(text) > MAX_CHARACTERS or _BLANK_LINE.search(text):
+        return False
+    if _BLOCK.search(text) or _LIST_ITEM.search(text):
+        return False
+    return len(split_sentences(text)) <= MAX_SENTENCES
+
+
+def what_is_wrong(text: str, source: str, *, max_sentences: int | None = MAX_SENTENCES) -> str:
+    """What to tell a model whose summary of `source` breaks a rule that it can mend; empty where none is broken."""
+    paragraph = to_paragraph(text)
+    if not paragraph:
+        return "Your summary was empty. Write it."
+    wrong = []
+    size = len(split_sentences(paragraph))
+    if max_sentences is not None and size > max_sentences:
+        wrong.append(f"it had {size} sentences, and {max_sentences} are the most")
+    elif max_sentences is not None and len(paragraph) > MAX_CHARACTERS:
+        wrong.append("it was too long")
+    if numbers := unsupported_numbers(paragraph, source):
+        named = ", ".join(number[:_MOST_DIGITS] for number in numbers[:_MOST_NAMED])
+        wrong.append(f"it held numbers that the text does not hold ({named})")
+    return f"Your last summary was wrong: {'; '.join(wrong)}. Write it again by the rules." if wrong else ""
+
+
+def to_summary(text: str) -> str:
+    """Make one paragraph of at most three sentences of a model's text, cut at the end of a sentence.
+
+    Empty where nothing is left.
+    """
+    paragraph = to_paragraph(text)
+    ends = [0, *sentence_ends(paragraph)][: MAX_SENTENCES + 1]
+    fitting = [end for end in ends if end <= MAX_CHARACTERS]
+    if len(ends) > 1 and fitting == [0]:
+        return _cut_at_word(paragraph)
+    return paragraph[: fitting[-1]].strip()
+
+
+def to_supported_summary(text: str, source: str) -> str:
+    """As `to_summary`, without the sentences that hold a number which `source` does not.
+
+    Where no sentence is left, the first ones of the source.
+    """
+    return to_summary(without_unsupported(to_paragraph(text), source)) or to_summary(source)
+
+
+def to_session_summary(text: str, source: str, *, max_tokens: int, count: Count) -> str:
+    """Make one paragraph of at most `max_tokens` of a model's text, cut at the end of a sentence.
+
+    Without the sentences that hold a number which `source` does not; empty where nothing is left.
+    """
+    paragraph = without_unsupported(to_paragraph(text), source)
+    # A sentence that alone is too long is cut anywhere: that may make a new number of one.
+    return without_unsupported(cut_to_tokens(paragraph, max_tokens, count), source)
+
+
+def without_unsupported(text: str, source: str) -> str:
+    """A text without the sentences that hold a number which `source` does not."""
+    if not unsupported_numbers(text, source):
+        return text
+    return " ".join(sentence for sentence in split_sentences(text) if not unsupported_numbers(sentence, source))
+
+
+def to_paragraph(text: str) -> str:
+    """Make one paragraph of a model's text.
+
+    Headings, code blocks, what it thought and a leading "Summary:" are left out, list items become sentences.
+    """
+    text = _THOUGHT.sub("", text)
+    return _one_paragraph(_CODE_FENCE.sub("\n\n", text)) or _one_paragraph(text.replace("`", " "))
+
+
+def _one_paragraph(text: str) -> str:
+    text = _RULE.sub("", _HEADING.sub("", text))
+    is_list = len(_LIST_ITEM.findall(text)) > 1
+    parts: list[str] = []
+    for block in _BLANK_LINE.split(text):
+        for line in block.splitlines():
+            words = " ".join(_LIST_ITEM.sub("", line).split())
+            if not words:
+                continue
+            if is_list and _LIST_ITEM.match(line) and not _FINISHED.search(words):
+                words += "."
+            parts.append(words)
+        if parts and not _FINISHED.search(parts[-1]):
+            parts[-1] += "."
+    return _LABEL.sub("", " ".join(parts))
+
+
+def _cut_at_word(text: str) -> str:
+    """Cut a sentence that alone is over the limit, not within a number; the mark says that it goes on."""
+    head = text[: MAX_CHARACTERS - 1]
+    space = head.rfind(" ", MAX_CHARACTERS // 2)
+    if space >= 0:
+        head = head[:space]
+    elif text[len(head)].isdigit():
+        head = _NUMBER_AT_END.sub("", head)
+    return head.rstrip() + "…"

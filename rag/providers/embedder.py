@@ -1,0 +1,162 @@
+"""Embeddings: texts to vectors through the provider, within its limits."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from protostar.settings import CorpusSettings
+from rag.providers.factory import make_provider
+from rag.providers.protocol import (
+    ContextLengthError,
+    FatalProviderError,
+    Provider,
+    ProviderError,
+    ProviderUnavailableError,
+    RateLimitedError,
+    StalledError,
+)
+
+logger = logging.getLogger("protostar.embedding")
+
+Vectors = npt.NDArray[np.float32]
+
+BATCH_TEXTS: Final = 64
+BATCH_CHARACTERS: Final = 60_000
+"""The most texts and characters of one request: OpenAI takes 2,048 texts and 300,000 tokens, others less."""
+
+TEXT_CHARACTERS: Final = 8000
+"""A longer text is embedded by its start: models take 8,191 tokens or fewer, and a syllable may be a token."""
+
+_AT_ONCE: Final = 4
+_TRIES: Final = 5
+_FIRST_DELAY_S: Final = 0.5
+_LONGEST_DELAY_S: Final = 30.0
+QUESTION_S: Final = 5.0
+_FIRST_TOKEN_S: Final = 60.0
+
+
+class Embedder:
+    """One embedding model of one provider."""
+
+    def __init__(self, provider: Provider, model: str) -> None:
+        self.model = model
+        self.question_error = ""
+        """Why the last question got no vector; empty where it got one."""
+        self._provider = provider
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def embed(self, texts: Sequence[str]) -> Vectors:
+        """One row of length 1 a text, in their order; waits and tries again where the provider asks for it.
+
+        Raises:
+            ProviderError: the provider did not give them.
+        """
+        batches = [asyncio.create_task(self._embed_batch(batch)) for batch in _batches(texts)]
+        try:
+            return _unit_rows([row for rows in await asyncio.gather(*batches) for row in rows])
+        finally:
+            for batch in batches:
+                batch.cancel()
+
+    async def embed_question(self, question: str) -> Vectors | None:
+        """The question's vector; None where none came in time, so that the question can do without."""
+        self.question_error = ""
+        try:
+            async with asyncio.timeout(QUESTION_S):
+                rows = await self._provider.embed([question[:TEXT_CHARACTERS]], model=self.model)
+            return np.asarray(_unit_rows(rows)[0])
+        except (ProviderError, TimeoutError) as error:
+            self.question_error = str(error) or f"no answer within {QUESTION_S:g} s"
+            logger.warning("question_not_embedded error=%s: %s", type(error).__name__, error)
+            return None
+
+    async def _embed_batch(self, texts: Sequence[str]) -> list[list[float]]:
+        try:
+            return await self._patiently(texts)
+        except (ContextLengthError, FatalProviderError):
+            # Servers differ in how much they take at once, and in how they say that it was too much.
+            if len(texts) == 1:
+                raise
+        half = len(texts) // 2
+        return await self._embed_batch(texts[:half]) + await self._embed_batch(texts[half:])
+
+    async def _patiently(self, texts: Sequence[str]) -> list[list[float]]:
+        delay_s = _FIRST_DELAY_S
+        for tries in range(1, _TRIES + 1):
+            try:
+                async with self._slots:
+                    return await self._provider.embed(texts, model=self.model)
+            except (RateLimitedError, ProviderUnavailableError, StalledError) as error:
+                asked_s = getattr(error, "retry_after_s", None) or 0.0
+                if tries == _TRIES or asked_s > _LONGEST_DELAY_S:
+                    raise
+                await asyncio.sleep(max(delay_s, asked_s))
+                delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
+        raise AssertionError("the last try returns or raises")
+
+
+def make_embedder(settings: CorpusSettings, *, provider: Provider) -> Embedder | None:
+    """The embedder that the settings name; None where they name no embedding model."""
+    return Embedder(provider, settings.embedding_model) if settings.embedding_model else None
+
+
+@asynccontextmanager
+async def embedding(settings: CorpusSettings) -> AsyncIterator[Embedder | None]:
+    """The embedder that the settings name, with a provider of its own, for as long as it takes.
+
+    Raises:
+        FatalProviderError: the provider can't be made of the settings.
+    """
+    if not settings.embedding_model:
+        yield None
+        return
+    provider = _provider(settings)
+    try:
+        yield make_embedder(settings, provider=provider)
+    finally:
+        await provider.close()
+
+
+def _provider(settings: CorpusSettings) -> Provider:
+    is_openrouter = settings.provider == "openrouter"
+    key = settings.openrouter_api_key if is_openrouter else settings.openai_api_key
+    if key is None:
+        name = "OPENROUTER_API_KEY" if is_openrouter else "OPENAI_API_KEY"
+        raise FatalProviderError(f"{name} is not set; PROTOSTAR_EMBEDDING_MODEL needs it")
+    base_url = settings.openrouter_base_url if is_openrouter else settings.openai_base_url
+    return make_provider(
+        settings.provider,
+        api_key=key.get_secret_value(),
+        base_url=base_url.get_secret_value() if base_url else None,
+        first_token_timeout_s=_FIRST_TOKEN_S,
+        stall_timeout_s=_FIRST_TOKEN_S,
+    )
+
+
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    room = BATCH_CHARACTERS
+    for text in texts:
+        cut = text[:TEXT_CHARACTERS] or " "
+        if batch and (len(batch) == BATCH_TEXTS or len(cut) > room):
+            yield batch
+            batch, room = [], BATCH_CHARACTERS
+        batch.append(cut)
+        room -= len(cut)
+    if batch:
+        yield batch
+
+
+def _unit_rows(rows: Sequence[Sequence[float]]) -> Vectors:
+    if len({len(row) for row in rows}) > 1:
+        raise ProviderError("the provider gave vectors of different lengths for one model")
+    vectors = np.asarray(rows, dtype=np.float32).reshape(len(rows), -1)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.maximum(lengths, 1e-12))

@@ -1,0 +1,214 @@
+"""Find the passages of the corpus that speak of a question."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+from tortoise import Tortoise
+
+from rag.analysis.morphemes import MissingAnalyserError
+from rag.providers.embedder import Embedder
+from rag.search.bm25 import Found, Hit, score
+from rag.search.fusion import dense_weight, fuse
+from rag.search.postings import Live, PostingsCache
+from rag.search.query import Query, Question
+from rag.search.snapshot import read_chunks, read_live, snapshot
+from rag.search.vectors import VectorCache
+
+logger = logging.getLogger("protostar.retrieval")
+
+TOP_K: Final = 8
+FLOOR: Final = 0.27
+"""The least share of a question's weight that some passage must hold, if any passage is to be given."""
+
+FLOOR_WITH_VECTORS: Final = 0.38
+"""The least sum of that share and of a passage's nearness, where there are vectors."""
+
+_CANDIDATES: Final = 3
+_MORE_CANDIDATES: Final = 8
+_POOL: Final = 100
+_COLUMNS: Final = ("chunk_id", "document", "heading", "text", "start_offset", "end_offset", "token_count")
+_SAME_SHARE: Final = 0.8
+
+Rows = dict[int, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A chunk that was found. `score` orders the passages of one question, higher is better."""
+
+    chunk_id: int
+    document: str
+    heading: str
+    text: str
+    score: float
+    start_offset: int
+    end_offset: int
+    token_count: int
+
+
+async def retrieve(
+    question: str,
+    *,
+    top_k: int = TOP_K,
+    floor: bool = True,
+    history: Sequence[str] = (),
+    embedder: Embedder | None = None,
+) -> list[Passage]:
+    """The best passages for a question, best first; none where the corpus does not speak of it.
+
+    `history` are the session's earlier questions, oldest first: they help a question that says too little alone
+    ("그건 왜?"). Without `floor`, whatever shares a term with the question, or is near it, is given. With an
+    `embedder`, vectors help to rank where the index has those of its model; where it fails, words alone decide.
+    """
+    asked = Question(question, history)
+    if not asked.query().weights or top_k < 1:
+        return []
+    if embedder is None:
+        return await _by_words(asked, top_k, floor=floor)
+    return await _by_both(asked, embedder, top_k, floor=floor)
+
+
+async def _by_words(asked: Question, top_k: int, *, floor: bool) -> list[Passage]:
+    async with snapshot() as connection:
+        live = await read_live(connection)
+        if live is None:
+            return []
+        words = await _search_words(connection, live, asked)
+        return await _best_by_words(connection, live, words, top_k, floor=floor)
+
+
+async def _best_by_words(connection: Any, live: Live, words: _Words, top_k: int, *, floor: bool) -> list[Passage]:
+    limit = top_k * _CANDIDATES
+    while True:
+        ids = words.found.best(limit)
+        rows = await read_chunks(connection, live.generation_id, ids)
+        passages = words.passages(rows, top_k, floor=floor)
+        # Chunks that were deleted since, or say the same, may have filled the list.
+        if not passages or len(passages) == top_k or len(ids) < limit:
+            return passages
+        limit *= _MORE_CANDIDATES
+
+
+async def _by_both(asked: Question, embedder: Embedder, top_k: int, *, floor: bool) -> list[Passage]:
+    pool = max(_POOL, top_k * _CANDIDATES)
+    embedding = asyncio.create_task(embedder.embed_question(asked.in_session()))
+    try:
+        async with snapshot() as connection:
+            live = await read_live(connection)
+            if live is None:
+                return []
+            words = await _search_words(connection, live, asked)
+            if live.embedding_model != embedder.model:
+                return await _best_by_words(connection, live, words, top_k, floor=floor)
+            found = words.found.best(pool)
+        vector = await embedding
+    finally:
+        embedding.cancel()
+    near = None if vector is None else await _kept().vectors.search(live, vector, pool, also=found)
+    if near is None:
+        return await _by_words(asked, top_k, floor=floor)
+    hits = words.of([*found, *near.cosines])
+    scores = fuse(words.found.standard(hits), near.standard(), dense_weight(asked))
+    evidence = {id_: hit.share + near.nearness(id_) for id_, hit in hits.items()} if floor else None
+    passages = await _best_by_both(live, scores, evidence, top_k)
+    return await _by_words(asked, top_k, floor=floor) if passages is None else passages
+
+
+async def _best_by_both(
+    live: Live, scores: Mapping[int, float], evidence: Mapping[int, float] | None, top_k: int
+) -> list[Passage] | None:
+    """The best chunks that are still there, none if none has evidence enough; None if their generation is gone."""
+    limit = top_k * _CANDIDATES
+    best = sorted(scores, key=lambda id_: -scores[id_])
+    while True:
+        async with snapshot() as connection:
+            rows = await read_chunks(connection, live.generation_id, best[:limit])
+        if not rows:
+            return None
+        if evidence and max(evidence[id_] for id_ in rows) < FLOOR_WITH_VECTORS:
+            return []
+        passages = _distinct(rows, scores, top_k)
+        if len(passages) == top_k or limit >= len(best):
+            return passages
+        limit *= _MORE_CANDIDATES
+
+
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """What was found by a question's words; `alone` by those of the question without its session, if they differ."""
+
+    found: Found
+    alone: Found | None
+
+    def of(self, chunk_ids: Iterable[int]) -> dict[int, Hit]:
+        """What the words say of some chunks."""
+        hits = self.found.of(chunk_ids)
+        if self.alone is None:
+            return hits
+        # What was asked before may speak of something else: that must not hide what this question finds.
+        alone = self.alone.of(chunk_ids)
+        return {id_: Hit(hit.score, max(hit.share, alone[id_].share)) for id_, hit in hits.items()}
+
+    def passages(self, rows: Rows, top_k: int, *, floor: bool) -> list[Passage]:
+        """The best of some chunks; none below the floor."""
+        hits = self.of(rows)
+        if floor and not any(hit.share >= FLOOR for hit in hits.values()):
+            return []
+        return _distinct(rows, {id_: hit.score for id_, hit in hits.items()}, top_k)
+
+
+async def _search_words(connection: Any, live: Live, asked: Question) -> _Words:
+    query, alone = await _queries(live, asked)
+    found = await _search(connection, live, query)
+    return _Words(found, await _search(connection, live, alone) if alone != query else None)
+
+
+async def _queries(live: Live, asked: Question) -> tuple[Query, Query]:
+    """What a question asks for in its session, and alone."""
+    if live.has_morphemes:
+        try:
+            return await asyncio.to_thread(lambda: (asked.query(with_morphemes=True), asked.alone(with_morphemes=True)))
+        except MissingAnalyserError as error:
+            logger.warning("morphemes_not_searched error=%s", error)
+    return asked.query(), asked.alone()
+
+
+async def _search(connection: Any, live: Live, query: Query) -> Found:
+    postings = await _kept().postings.read(connection, live, [*query.weights, *query.morphemes])
+    return await asyncio.to_thread(score, postings, query)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What this process has read of one database's index."""
+
+    postings: PostingsCache = field(default_factory=PostingsCache)
+    vectors: VectorCache = field(default_factory=VectorCache)
+
+
+_kept_by_database: WeakKeyDictionary[Any, _Kept] = WeakKeyDictionary()
+
+
+def _kept() -> _Kept:
+    return _kept_by_database.setdefault(Tortoise.get_connection("default"), _Kept())
+
+
+def _distinct(rows: Rows, scores: Mapping[int, float], top_k: int) -> list[Passage]:
+    """The first `top_k` passages by score, without those that say what a better one says."""
+    found: list[Passage] = []
+    words_of_found: list[frozenset[str]] = []
+    for row in sorted(rows.values(), key=lambda row: (-scores[row["chunk_id"]], row["document"], row["position"])):
+        words = frozenset(row["text"].split())
+        if any(len(words & other) >= _SAME_SHARE * len(words | other) for other in words_of_found):
+            continue
+        words_of_found.append(words)
+        found.append(Passage(**{name: row[name] for name in _COLUMNS}, score=scores[row["chunk_id"]]))
+        if len(found) == top_k:
+            break
+    return found

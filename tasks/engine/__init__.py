@@ -1,0 +1,1 @@
+"""An ARQ-compatible worker: claim, lease, heartbeat, takeover, finish. It knows nothing of chat."""

@@ -1,0 +1,125 @@
+-- Shared by the other scripts (see tasks/engine/queue.py): where a job is, and whose turn it is in its session.
+--
+-- A job stays a member of ARQ's queue from enqueue to finish, so that ARQ's own clients see it. Its score says
+-- where it is: above now: deferred; from 0 to now: due, not yet looked at; below 0: admitted (minus its rank).
+-- An admitted job is in one of three places, named by `state` in the hash protostar:job:{id}:
+--   ready    in protostar:ready:{class}, may start now;
+--   waiting  in protostar:turns:{session}, another turn of its session comes first;
+--   running  in protostar:running:{owner}, with arq:in-progress:{id} = {owner}:{attempt} as its lease.
+-- A session is held (protostar:holders) by a job from its admission to its finish, through every retry.
+-- `rank` is the score the producer gave: the order of jobs and of turns.
+
+local STATE_TTL_MS = 172800000
+
+local function record_of(id) return RECORD_PREFIX .. id end
+local function lease_of(id) return LEASE_PREFIX .. id end
+local function ready_of(class) return READY_PREFIX .. class end
+local function turns_of(session) return TURNS_PREFIX .. session end
+local function running_of(owner) return RUNNING_PREFIX .. owner end
+
+-- What others may write can hold anything: a value of a wrong type must not stop the jobs beside it.
+local function call_or_nil(...)
+  local reply = redis.pcall(...)
+  if type(reply) == 'table' and reply.err then return nil end
+  return reply or nil
+end
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function read(id)
+  local fields = redis.call('HMGET', record_of(id), 'state', 'class', 'session', 'rank', 'attempt', 'spared', 'owner')
+  if not fields[1] then return nil end
+  return {
+    state = fields[1], class = fields[2], session = fields[3], rank = fields[4],
+    attempt = tonumber(fields[5] or 0), spared = tonumber(fields[6] or 0), owner = fields[7] or '',
+  }
+end
+
+-- Writes down why an attempt ended without finishing the job: a JSON object a line.
+local function note(id, job, reason)
+  local line = cjson.encode({ attempt = job.attempt, reason = reason, at_ms = now_ms() })
+  redis.call('HSET', record_of(id), 'history', (redis.call('HGET', record_of(id), 'history') or '') .. line .. '\n')
+end
+
+local function park(id, rank) redis.call('ZADD', QUEUE, 'XX', '-' .. rank, id) end
+
+local function make_ready(id, job)
+  redis.call('HSET', record_of(id), 'state', 'ready')
+  redis.call('ZADD', ready_of(job.class), job.rank, id)
+  park(id, job.rank)
+end
+
+local function is_gone(id) return not redis.call('ZSCORE', QUEUE, id) end
+
+-- Gives the session to its next waiting turn, if `id` holds it.
+local function release_turn(id, session)
+  if session == '' or redis.call('HGET', HOLDERS, session) ~= id then return end
+  while true do
+    local popped = redis.call('ZPOPMIN', turns_of(session))
+    local next_id = popped[1]
+    if not next_id then
+      redis.call('HDEL', HOLDERS, session)
+      return
+    end
+    local job = read(next_id)
+    if job and not is_gone(next_id) then
+      redis.call('HSET', HOLDERS, session, next_id)
+      make_ready(next_id, job)
+      redis.call('PUBLISH', WAKE, next_id)
+      return
+    end
+    redis.call('DEL', record_of(next_id))
+  end
+end
+
+-- Forgets an admitted job that somebody took out of ARQ's queue.
+local function forget(id, job)
+  redis.call('ZREM', ready_of(job.class), id)
+  redis.call('DEL', record_of(id))
+  release_turn(id, job.session)
+end
+
+-- Sets the lease and returns what a worker needs to run the job.
+local function start(id, job, owner, lease_ttl_ms)
+  local attempt = call_or_nil('INCR', RETRY_PREFIX .. id)
+  if not attempt then
+    attempt = job.attempt + 1
+    redis.call('SET', RETRY_PREFIX .. id, attempt)
+  end
+  local last = (call_or_nil('XREVRANGE', EVENTS_PREFIX .. id, '+', '-', 'COUNT', 1) or {})[1]
+  local spared = job.spared
+  if last then
+    local seen = tonumber(string.match(last[1], '^%d+'))
+    if seen >= attempt then
+      spared = spared + seen + 1 - attempt
+      attempt = seen + 1
+      redis.call('SET', RETRY_PREFIX .. id, attempt)
+    end
+  end
+  redis.call('PEXPIRE', RETRY_PREFIX .. id, STATE_TTL_MS)
+  redis.call('SET', lease_of(id), owner .. ':' .. attempt, 'PX', lease_ttl_ms)
+  redis.call('HSET', record_of(id), 'state', 'running', 'owner', owner, 'attempt', attempt, 'spared', spared)
+  redis.call('PEXPIRE', record_of(id), STATE_TTL_MS)
+  redis.call('SADD', running_of(owner), id)
+  redis.call('ZREM', ready_of(job.class), id)
+  park(id, job.rank)
+  local aborted = redis.call('ZREM', ABORT, id)
+  local history = redis.call('HGET', record_of(id), 'history') or ''
+  return { id, attempt, spared, job.rank, call_or_nil('GET', JOB_PREFIX .. id) or false, aborted, history }
+end
+
+-- Takes a running job back from its owner and makes it ready.
+local function take_back(id, job, owner, spare, reason)
+  note(id, job, reason)
+  redis.call('DEL', lease_of(id))
+  redis.call('SREM', running_of(owner), id)
+  if spare > 0 then redis.call('HINCRBY', record_of(id), 'spared', spare) end
+  if is_gone(id) then
+    forget(id, job)
+  else
+    make_ready(id, job)
+  end
+end

@@ -1,0 +1,1 @@
+"""Shared rate limits and the circuit breaker in front of the provider."""

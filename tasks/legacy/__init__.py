@@ -1,0 +1,1 @@
+"""The older list and Pub/Sub protocol."""

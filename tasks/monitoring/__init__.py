@@ -1,0 +1,1 @@
+"""Status, stuck jobs, dead letters, metrics, logs and traces."""

@@ -1,0 +1,35 @@
+"""Calling other workers to help with a large reindex."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from typing import cast
+
+from arq.connections import ArqRedis
+from protostar_client import keys
+from protostar_client.contract import INDEX_DOCUMENTS
+from redis.exceptions import RedisError
+
+from tasks.engine.queue import REDIS_TIMEOUT_S
+
+logger = logging.getLogger("protostar.index")
+
+
+async def call_helpers(redis: ArqRedis, owner: str, run_id: int, units: int) -> None:
+    """Enqueue a helper's job for each live worker but `owner`, and for no more of them than there are units to spare.
+
+    Without Redis nobody helps: the run goes on alone.
+    """
+    try:
+        async with asyncio.timeout(REDIS_TIMEOUT_S):
+            owners = await cast(Awaitable[set[bytes]], redis.smembers(keys.OWNERS))
+            others = len(owners - {owner.encode()})
+            for number in range(min(others, units - 1)):
+                await redis.enqueue_job(INDEX_DOCUMENTS, _job_id=f"index:{run_id}:{number}", run=run_id)
+            await redis.publish(keys.WAKE, "index")
+    except (RedisError, OSError) as error:  # a TimeoutError is an OSError
+        logger.warning("index_helpers_not_called run=%d error=%s", run_id, error)
+        return
+    logger.info("index_shared run=%d units=%d workers=%d", run_id, units, 1 + others)

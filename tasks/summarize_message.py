@@ -1,0 +1,108 @@
+"""The job that sums an answer up in three sentences, for later turns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from protostar_client.contract import ErrorCode, JobError, SummaryRequest, SummaryResult, Usage
+from tortoise.backends.base.client import BaseDBAsyncClient
+
+from models import Message, MessageRole, Session
+from models.transaction import transact
+from rag.prompt.summary import build_summary_prompt, short_enough, to_summary, to_supported_summary, what_is_wrong
+from rag.providers import ChatMessage
+from tasks.context import Context, Tools
+from tasks.engine.outbox import add_roll_up_job
+from tasks.monitoring.logs import label_session
+from tasks.turn.charges import DONE, OpenCharge, close_lost
+from tasks.turn.checked_completion import ask_twice
+from tasks.turn.history import is_outgrown
+
+SUMMARY_MAX_TOKENS = 400
+_NOTHING = Usage(input_tokens=0, output_tokens=0)
+
+
+async def summarize_message(ctx: Context, **arguments: Any) -> dict[str, Any]:
+    """Write the summary of an answer, once; a short answer is its own and costs no model call.
+
+    Returns:
+        A `SummaryResult`.
+
+    Raises:
+        InvalidRequest: an argument is missing, unknown or wrong.
+        JobError: there is no such answer.
+        ProviderError: no summary came.
+    """
+    tools, request = ctx["tools"], SummaryRequest.parse(arguments)
+    await close_lost(tools, ctx["redis"], ctx["claim"])
+    message = await _answer(request.message_id)
+    label_session(message.session.session_id)
+    if message.summary is not None:
+        return _result(message, "", _NOTHING)
+    if short_enough(message.content):
+        return _result(await _store(tools, message, to_summary(message.content)), "", _NOTHING)
+    charge, text = await _ask(ctx, message)
+    summary = to_supported_summary(text, message.content)
+    stored = await _store(tools, message, summary, charge)
+    return _result(stored, charge.model, charge.spent)
+
+
+async def _answer(message_id: int) -> Message:
+    message = await Message.get_or_none(id=message_id, role=MessageRole.ASSISTANT).select_related("session")
+    if message is None:
+        raise JobError(ErrorCode.INVALID_REQUEST, f"message_id: there is no answer {message_id}")
+    return message
+
+
+async def _ask(ctx: Context, message: Message) -> tuple[OpenCharge, str]:
+    tools, settings = ctx["tools"], ctx["tools"].settings
+    max_output_tokens = min(SUMMARY_MAX_TOKENS, settings.max_output_tokens)
+    count = await tools.ratios.count()
+
+    def compose(note: str) -> list[ChatMessage]:
+        return build_summary_prompt(
+            tools.prompts.summary,
+            message.content,
+            context_window=settings.context_window,
+            max_output_tokens=max_output_tokens,
+            count=count,
+            note=note,
+        )
+
+    return await ask_twice(
+        ctx,
+        user_uuid=message.session.user_uuid,
+        compose=compose,
+        check=lambda text: what_is_wrong(text, message.content),
+        max_output_tokens=max_output_tokens,
+    )
+
+
+async def _store(tools: Tools, message: Message, summary: str, charge: OpenCharge | None = None) -> Message:
+    """Commit a summary, and where the session has outgrown its room in a prompt the job that rolls it up.
+
+    The first summary stays: a second run of the job changes nothing.
+    """
+
+    async def look(connection: BaseDBAsyncClient) -> tuple[Session, bool]:
+        session = await Session.get(id=message.session.id, using_db=connection)
+        return session, await is_outgrown(tools, session, message, summary=summary)
+
+    # A transaction, because it is tried again: PostgreSQL's absence now must not cost another model call.
+    session, outgrown = await transact(look)
+
+    async def work(connection: BaseDBAsyncClient) -> Message:
+        await Message.filter(id=message.id, summary__isnull=True).using_db(connection).update(summary=summary)
+        if charge is not None:
+            await charge.complete(DONE, connection)
+        if outgrown:
+            await add_roll_up_job(session.id, session.summary_until, connection)
+        return await Message.get(id=message.id, using_db=connection)
+
+    stored = await transact(work)
+    tools.outbox.wake()
+    return stored
+
+
+def _result(message: Message, model: str, usage: Usage) -> dict[str, Any]:
+    return SummaryResult(message_id=message.id, summary=message.summary or "", model=model, usage=usage).model_dump()

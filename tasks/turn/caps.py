@@ -1,0 +1,68 @@
+"""What a user may spend: tokens or money a day, and answers at once."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from protostar_client.contract import ErrorCode, JobError
+from tortoise.backends.base.client import BaseDBAsyncClient
+
+from protostar.settings import Settings
+from tasks.engine.attempt import CANCEL_GRACE_S
+
+# Days are UTC's, by PostgreSQL's clock, which all workers share.
+_SPENT: Final = """
+WITH clock AS (SELECT date_trunc('day', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' AS midnight)
+SELECT clock.midnight + interval '1 day' AS resets_at,
+  COALESCE(sum(input_tokens::bigint + output_tokens) FILTER (WHERE created_at >= midnight), 0)::bigint AS tokens,
+  COALESCE(sum(cost) FILTER (WHERE created_at >= midnight), 0) AS cost,
+  count(*) FILTER (
+    WHERE outcome IS NULL AND created_at > now() - $3::interval
+    AND EXISTS (SELECT 1 FROM messages WHERE messages.job_id = charges.job_id AND role = 'user')
+  ) AS answers,
+  EXISTS (SELECT 1 FROM charges WHERE job_id = $2::varchar) AS is_let_in
+FROM clock LEFT JOIN charges ON user_uuid = $1 AND created_at >= LEAST(midnight, now() - $3::interval)
+GROUP BY clock.midnight
+"""
+
+
+class CapReachedError(JobError):
+    """A user's cap is reached: the asker's side, so that the job is neither retried nor kept to be put back."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ErrorCode.RATE_LIMITED, message)
+
+
+async def check_caps(connection: BaseDBAsyncClient, settings: Settings, *, user_uuid: UUID | None, job_id: str) -> None:
+    """Keep other answers of the user from being let in until the transaction ends; then see if this one may be.
+
+    Raises:
+        CapReachedError: it may not.
+    """
+    # A statement of its own: the next one must see what was committed while this one waited.
+    await connection.execute_query("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", [str(user_uuid)])
+    # No attempt lives longer; what is open for longer is of a worker that died, and nobody takes its job over.
+    longest = timedelta(seconds=settings.job_timeout + CANCEL_GRACE_S)
+    [spent] = await connection.execute_query_dict(_SPENT, [user_uuid, job_id, longest])
+    if not spent["is_let_in"] and (problem := _problem(settings, spent)):
+        raise CapReachedError(problem)
+
+
+def _problem(settings: Settings, spent: dict[str, Any]) -> str | None:
+    resets = f"it is reset at {_iso(spent['resets_at'])}"
+    if 0 < settings.user_daily_tokens <= spent["tokens"]:
+        used = f"{spent['tokens']:,} of {settings.user_daily_tokens:,} tokens are used"
+        return f"the user's daily tokens are used up: {used}; {resets}, ask again then with a new job id"
+    if 0 < settings.user_daily_cost <= spent["cost"]:
+        used = f"{spent['cost'].normalize():f} of {settings.user_daily_cost.normalize():f} is spent"
+        return f"the user's daily cost is used up: {used}; {resets}, ask again then with a new job id"
+    if 0 < settings.user_answers_at_once <= spent["answers"]:
+        used = f"{spent['answers']} of {settings.user_answers_at_once} are under way"
+        return f"the user's answers at once are used up: {used}; ask again when one of them ends, with a new job id"
+    return None
+
+
+def _iso(moment: datetime) -> str:
+    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,121 @@
+"""The tail of a session: its newest turns, those that its summary does not cover."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any, Final
+
+from tortoise import Tortoise
+
+from models import Message, MessageRole, Session
+from rag.prompt.budget import Count, Turn
+from rag.prompt.roll_up import Shares, history_tokens, newest_that_stay
+from tasks.context import Tools
+
+TAIL_MESSAGES: Final = 200
+"""So many messages of a session are read for a prompt; the tail is rolled up before it is as long."""
+LONG_TAIL_MESSAGES: Final = 150
+SHORT_TAIL_MESSAGES: Final = 40
+"""At most so many of the newest stay when a tail is rolled up."""
+
+# One range of the index (session_id, id): with `session_id = $1` PostgreSQL may go through everybody's messages by
+# their ids instead, and pass over those of other sessions.
+NEWEST: Final = """
+SELECT id, job_id, role, content, summary FROM messages
+WHERE (session_id, id) > ($1::bigint, $2::bigint) AND (session_id, id) < ($1::bigint, $3::bigint)
+ORDER BY session_id DESC, id DESC LIMIT $4::int
+"""
+OLDEST: Final = NEWEST.replace(" DESC", "")
+_PAST_ALL: Final = 2**63 - 1
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTurn:
+    """A turn with an answer, and the ids of its messages."""
+
+    question_id: int
+    answer_id: int
+    turn: Turn
+
+
+async def newest_messages(session_id: int, *, after: int | None, before: int = _PAST_ALL) -> list[Row]:
+    """The newest `TAIL_MESSAGES` of a session between two ids, oldest first: one read, however long it is."""
+    return (await _read(NEWEST, session_id, after, before))[::-1]
+
+
+async def oldest_messages(session_id: int, *, after: int | None, before: int) -> list[Row]:
+    """The oldest `TAIL_MESSAGES` of a session between two ids, oldest first."""
+    return await _read(OLDEST, session_id, after, before)
+
+
+async def _read(query: str, session_id: int, after: int | None, before: int) -> list[Row]:
+    connection = Tortoise.get_connection("default")
+    return await connection.execute_query_dict(query, [session_id, after or 0, before, TAIL_MESSAGES])
+
+
+def stored_turns(rows: Iterable[Row]) -> list[StoredTurn]:
+    """The turns among messages that stand oldest first; those without an answer are left out."""
+    questions: dict[str, Row] = {}
+    turns = []
+    for row in rows:
+        if row["role"] == MessageRole.USER:
+            questions[row["job_id"]] = row
+        elif row["content"] and (question := questions.get(row["job_id"])) is not None:
+            turns.append(
+                StoredTurn(question["id"], row["id"], Turn(question["content"], row["content"], row["summary"]))
+            )
+    return turns
+
+
+def shares_of(tools: Tools, count: Count) -> Shares:
+    """How the history of a prompt of the longest persona shares its room."""
+    settings = tools.settings
+    return Shares.of_window(
+        settings.context_window,
+        max_output_tokens=settings.max_output_tokens,
+        persona_tokens=max(count(persona) for persona in tools.prompts.personas.values()),
+    )
+
+
+async def is_outgrown(tools: Tools, session: Session, answer: Message, *, summary: str) -> bool:
+    """Whether a session's tail and its summary have outgrown their share of a prompt, and the room that others leave.
+
+    The share is reckoned; the room is what the prompt of `answer` had, whose `summary` is about to be stored.
+    """
+    newest = await newest_messages(session.id, after=session.summary_until)
+    rows = [{**row, "summary": summary} if row["id"] == answer.id else row for row in newest]
+    if len(rows) < LONG_TAIL_MESSAGES and not _left_turns_out(answer, rows):
+        return False
+    count = await tools.ratios.count()
+    return await asyncio.to_thread(_is_outgrown, session.summary, rows, shares_of(tools, count), count)
+
+
+def _left_turns_out(answer: Message, rows: Sequence[Row]) -> bool:
+    """Whether the prompt of an answer had no room for all the turns of the tail; unknown is taken for yes."""
+    turns = (answer.prompt or {}).get("turns")
+    before = takewhile(lambda row: row["job_id"] != answer.job_id, rows)
+    return not isinstance(turns, list) or len(turns) < len(stored_turns(before))
+
+
+def _is_outgrown(summary: str | None, rows: Sequence[Row], shares: Shares, count: Count) -> bool:
+    if not rows or not shares.can_hold_summary or first_that_stays(rows, shares, count) <= rows[0]["id"]:
+        return False
+    if len(rows) >= LONG_TAIL_MESSAGES:
+        return True
+    turns = [stored.turn for stored in stored_turns(rows)]
+    return history_tokens(summary, turns, count) > shares.history
+
+
+def first_that_stays(rows: Sequence[Row], shares: Shares, count: Count) -> int:
+    """The id of the message at which the newest turns begin that stay out of a roll-up; at least one turn does."""
+    newest = rows[-SHORT_TAIL_MESSAGES:]
+    stored = stored_turns(newest)
+    if not stored:
+        return int(newest[0]["id"])
+    stay = newest_that_stay(shares, [each.turn for each in stored_turns(rows)], count)
+    return stored[-min(stay, len(stored))].question_id

@@ -1,0 +1,154 @@
+"""What a worker tells Prometheus, scraped from real ones; and that dashboard and alerts ask for nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import socket
+import urllib.request
+from uuid import uuid4
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from stack.postgres import Postgres
+from tests.support.house import ROOT, House, until
+
+USAGE = {"prompt_tokens": 321, "completion_tokens": 54, "total_tokens": 375, "cost": 0.25}
+GRAFANA = ROOT / "docs" / "grafana"
+
+Samples = dict[str, list[tuple[dict[str, str], float]]]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def scraped(port: int) -> Samples:
+    def read() -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as response:
+            return str(response.read().decode())
+
+    found: Samples = {}
+    for family in text_string_to_metric_families(await asyncio.to_thread(read)):
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return found
+
+
+def value(samples: Samples, name: str, **labels: str) -> float:
+    """The sum of the samples with these labels."""
+    return sum(number for named, number in samples.get(name, []) if labels.items() <= named.items())
+
+
+def names_in(text: str) -> set[str]:
+    return set(re.findall(r"\b(?:protostar|process)_[a-z_]+\b(?=[{\[) <]|$)", text, re.MULTILINE))
+
+
+async def test_a_worker_counts_what_it_does_and_the_dashboard_asks_for_nothing_else(
+    house: House, postgres_server: Postgres
+) -> None:
+    port = free_port()
+    await house.start_worker(PROTOSTAR_METRICS_PORT=str(port))
+
+    async def indexed() -> bool:
+        return value(await scraped(port), "protostar_index_chunks") > 0
+
+    await until(indexed, "the corpus is indexed", house.logs)
+
+    house.model.script({"pieces": ["하나 ", "둘 ", "셋."], "usage": USAGE, "first_delay_s": 0.2})
+    await house.result((await house.ask("임대 시간은?")).job_id)
+    house.model.script({"status": 401})
+    await house.result((await house.ask("둘째")).job_id)
+    house.model.script({"status": 429, "headers": {"retry-after": "1"}, "times": None})
+    limited = [await house.ask("셋째"), await house.ask("넷째")]
+
+    async def waits() -> bool:
+        return value(await scraped(port), "protostar_gate_waits_total", reason="limited") >= 1
+
+    await until(waits, "what one was told holds for the other", house.logs)
+    house.model.reset()
+    house.model.script({"pieces": ["네."], "times": 2})
+    for job in limited:
+        await house.result(job.job_id)
+
+    async def counted() -> Samples | None:
+        samples = await scraped(port)
+        done = value(samples, "protostar_attempts_total", function="generate_chat", outcome="done")
+        return samples if done == 3 and value(samples, "protostar_running_turns") == 0 else None
+
+    found: Samples = await until(counted, "three answers are counted, and none runs", house.logs)
+    expected = {
+        ("protostar_attempts_total", "outcome", "provider_error"): 1,
+        ("protostar_dead_letters_total", "code", "provider_error"): 1,
+        ("protostar_model_errors_total", "code", "provider_error"): 1,
+        ("protostar_cost_total", "model", "test-model"): 0.25,
+        ("protostar_first_token_seconds_count", "model", "test-model"): 3,
+    }
+    assert {key: value(found, key[0], **{key[1]: key[2]}) for key in expected} == expected
+    assert value(found, "protostar_first_token_seconds_sum") >= 0.2
+    refused = value(found, "protostar_model_errors_total", code="rate_limited")
+    assert value(found, "protostar_attempts_total", outcome="again:rate_limited") == refused >= 1
+    assert value(found, "protostar_streamed_pieces_total") == 5
+    assert value(found, "protostar_output_tokens_total") >= 54
+    assert value(found, "protostar_prompt_tokens_sum") > 300
+    assert value(found, "protostar_retrieval_seconds_count") >= 3
+    assert value(found, "protostar_store_seconds_count") >= 3
+    assert value(found, "protostar_answer_tokens_per_second_count") >= 1
+    assert (value(found, "protostar_workers"), value(found, "protostar_stores_up")) == (1, 1)
+    assert (value(found, "protostar_dead_letters_kept"), value(found, "protostar_queue_age_seconds")) == (1, 0)
+
+    dashboard = json.loads((GRAFANA / "protostar.json").read_text())
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    asked += [str(variable.get("definition", "")).replace(",", " ") for variable in dashboard["templating"]["list"]]
+    asked += re.findall(r"expr: (.*)", (GRAFANA / "alerts.yaml").read_text())
+    assert all(names_in(expression) for expression in asked if expression), asked
+    assert names_in("\n".join(asked)) <= found.keys()
+    for expression in asked:
+        grouped = set(re.findall(r"\w+", " ".join(re.findall(r"by \(([^)]*)\)", expression)))) - {"instance"}
+        labels = {label for name in names_in(expression) for sample, _ in found[name] for label in sample}
+        assert grouped <= labels, expression
+
+    postgres_server.freeze()
+    frozen = await scraped(port)
+    postgres_server.thaw()
+    assert value(frozen, "protostar_stores_up") == 0
+    assert "protostar_outbox_jobs" not in frozen
+    assert value(frozen, "protostar_attempts_total", outcome="done", function="generate_chat") == 3
+
+
+async def test_a_worker_without_the_port_works_and_takes_it_when_it_is_free(house: House) -> None:
+    port = free_port()
+    setting = {"PROTOSTAR_METRICS_PORT": str(port), "PROTOSTAR_REINDEX_MINUTES": "0"}
+    first = await house.start_worker(**setting)
+    house.model.script({"pieces": ["반쯤 "], "hold": "half", "after": 1}, {"pieces": ["다 했습니다."]})
+    job = await house.ask("질문", user=str(uuid4()))
+    await house.until_said(job.job_id, "반쯤")
+    second = await house.start_worker(**setting)
+    assert f"metrics_port_taken host=127.0.0.1 port={port}" in second.log.read_text()
+
+    first.send(signal.SIGKILL)
+    assert (await house.result(job.job_id))["s"] is True
+
+    async def taken() -> bool:
+        return "metrics_served" in second.log.read_text()
+
+    await until(taken, "the second worker has the port", house.logs)
+    found = await scraped(port)
+    assert value(found, "protostar_takeovers_total") == 1
+    assert value(found, "protostar_attempts_total", function="generate_chat", outcome="done") == 1
+
+
+async def test_an_address_that_is_not_this_machines_stops_the_worker(house: House) -> None:
+    worker = house.launch(PROTOSTAR_METRICS_PORT="9464", PROTOSTAR_METRICS_HOST="192.0.2.1")
+
+    async def over() -> bool:
+        return not worker.running
+
+    await until(over, "the worker gives up", house.logs)
+    [line] = worker.log.read_text().splitlines()
+    assert worker.exit_code == 1
+    assert "PROTOSTAR_METRICS_HOST is 192.0.2.1" in line
