@@ -12,8 +12,9 @@ from protostar.settings import Settings
 from rag.corpus.tokens import TokenCounter
 from rag.prompt.modes import Prompts
 from rag.providers.embedder import Embedder
+from tasks.engine.claim import Claim
 from tasks.engine.outbox import OutboxRelay
-from tasks.engine.queue import Claim, Queue
+from tasks.engine.queue import Queue
 from tasks.gate.gated_provider import GatedProvider
 from tasks.turn.event_log import EventLog
 from tasks.turn.pace import Pace

@@ -12,7 +12,7 @@ from protostar_client import keys
 from protostar_client.contract import INDEX_DOCUMENTS
 from redis.exceptions import RedisError
 
-from tasks.engine.queue import REDIS_TIMEOUT_S
+from tasks.engine.scripts import REDIS_TIMEOUT_S
 
 logger = logging.getLogger("protostar.index")
 

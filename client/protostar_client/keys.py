@@ -18,7 +18,7 @@ OLDER_DEAD: Final = "chat:job:dead"
 
 EVENTS_PREFIX: Final = "chat:events:"
 
-# The worker's own. The scripts in tasks/engine/lua see every constant of this module under its name.
+# The worker's own. The scripts in tasks/*/lua see every constant of this module under its name.
 WAKE: Final = "protostar:wake"
 WAKE_ABORT_PREFIX: Final = "abort:"
 RECORD_PREFIX: Final = "protostar:job:"

@@ -6,13 +6,13 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from arq.jobs import Deserializer, SerializationError, deserialize_job_raw
 from arq.utils import ms_to_datetime, timestamp_ms
 from protostar_client.contract import ErrorCode, JobError
 
-from tasks.engine.queue import Claim
+from tasks.engine.claim import CANCEL_GRACE_S, CancelReason, Claim, JobCancelledError, LeaseLostError
 from tasks.monitoring.logs import JobLabels
 from tasks.retry_policy import Again, Waited, attempts_used_up, judge
 
@@ -22,17 +22,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("protostar.attempt")
 
 LATEST_MS: Final = 253_402_300_800_000  # the year 10000, where Python's calendar ends
-CANCEL_GRACE_S: Final = 10.0  # how long a cancelled function may take to let go
-
-CancelReason = Literal["abort", "lost", "hand_over", "timeout"]
-
-
-class LeaseLostError(Exception):
-    """Another attempt owns the job now: this one must leave no trace."""
-
-
-class JobCancelledError(Exception):
-    """The job turns out to have been cancelled before, by an attempt that did not live to finish it."""
 
 
 class Ending(Enum):

@@ -9,7 +9,7 @@ from arq.connections import ArqRedis
 from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
-from tasks.engine.queue import REDIS_TIMEOUT_S
+from tasks.engine.scripts import REDIS_TIMEOUT_S
 
 
 class StartupError(Exception):
@@ -26,7 +26,7 @@ async def connect(redis_url: str | None, **arq_options: Any) -> ArqRedis:
         raise StartupError("the worker was given no redis_url")
     # No retries inside the client: a claim that is sent twice would lose the first reply's jobs.
     # No socket_timeout either: with it redis-py sends under asyncio.wait_for, which before Python 3.12 can
-    # swallow a cancellation. `asyncio.timeout` around the calls bounds them (`tasks.engine.queue.REDIS_TIMEOUT_S`).
+    # swallow a cancellation. `asyncio.timeout` around the calls bounds them (`tasks.engine.scripts.REDIS_TIMEOUT_S`).
     redis = ArqRedis(ConnectionPool.from_url(redis_url, socket_connect_timeout=2.0), **arq_options)
     try:
         async with asyncio.timeout(REDIS_TIMEOUT_S):

@@ -11,7 +11,7 @@ from typing import Final, cast
 from redis import Redis
 from redis.exceptions import RedisError
 
-from tasks.engine.queue import script
+from tasks.engine.scripts import Script
 
 logger = logging.getLogger("protostar.lease")
 
@@ -19,6 +19,8 @@ logger = logging.getLogger("protostar.lease")
 BEAT_S: Final = 0.7
 BEAT_AGAIN_S: Final = 0.1
 CONNECTION_NAME_PREFIX: Final = "protostar-worker:"
+
+_HEARTBEAT: Final = Script.beside(__file__, "heartbeat")
 
 OnLost = Callable[[set[bytes]], None]
 
@@ -99,6 +101,6 @@ class Heartbeat:
     def _beat(self) -> None:
         held = self._held()
         texts = (self._owner, str(self._lease_ms), self._health_key, self._health(), self._beat_text())
-        reply = self._redis.eval(script("heartbeat"), 0, *texts)
+        reply = self._redis.eval(_HEARTBEAT.text, 0, *texts)
         if lost := held - set(cast(list[bytes], reply)):
             self._on_lost(lost)

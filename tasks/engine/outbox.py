@@ -14,7 +14,7 @@ from tortoise.backends.base.client import BaseDBAsyncClient
 
 from models import OutboxJob
 from models.transaction import is_transient, transact
-from tasks.engine.queue import REDIS_TIMEOUT_S
+from tasks.engine.scripts import REDIS_TIMEOUT_S
 from tasks.engine.waiting import wait_for_event
 
 logger = logging.getLogger("protostar.outbox")

@@ -14,7 +14,8 @@ from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, RedisError
 
 from tasks.engine.heartbeat import CONNECTION_NAME_PREFIX
-from tasks.engine.queue import REDIS_TIMEOUT_S, Queue
+from tasks.engine.queue import Queue
+from tasks.engine.scripts import REDIS_TIMEOUT_S
 from tasks.monitoring import metrics
 
 logger = logging.getLogger("protostar.reaper")

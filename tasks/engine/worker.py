@@ -27,11 +27,13 @@ from protostar_client.contract import ErrorCode, JobError
 from protostar_client.keys import DEFAULT_CLASS
 from redis.exceptions import RedisError
 
-from tasks.engine.attempt import Attempt, Ending, LeaseLostError, Outcome, run_attempt
+from tasks.engine.attempt import Attempt, Ending, Outcome, run_attempt
+from tasks.engine.claim import LEASE_TTL_EXTRA_S, Claim, LeaseLostError
 from tasks.engine.connection import StartupError, connect
 from tasks.engine.finish import Settler
 from tasks.engine.heartbeat import Heartbeat
-from tasks.engine.queue import REDIS_TIMEOUT_S, Claim, Queue
+from tasks.engine.queue import Queue
+from tasks.engine.scripts import REDIS_TIMEOUT_S
 from tasks.engine.slots import Slots
 from tasks.engine.takeover import Reaper
 from tasks.engine.waiting import wait_for_event
@@ -43,7 +45,6 @@ logger = logging.getLogger("protostar.worker")
 POLL_S: Final = 0.25  # bounds how long a job waits whose producer publishes nothing
 TEND_S: Final = 0.5
 DRAIN_S: Final = 8.0  # for handing jobs over once the grace time is up
-LEASE_TTL_EXTRA_S: Final = 600.0
 
 Hook = Callable[[dict[Any, Any]], Awaitable[Any]]
 About = Callable[[dict[Any, Any]], Mapping[str, Any]]

@@ -1,6 +1,6 @@
 """The gate before the provider: a model that is limited or down is not asked by any worker before its time.
 
-What is known of a model is in Redis (`tasks/engine/lua/gate_enter.lua`), so that what one worker is told holds for all.
+What is known of a model is in Redis (`tasks/gate/lua/gate_enter.lua`), so that what one worker is told holds for all.
 Where Redis can't be asked, requests go through.
 """
 
@@ -27,7 +27,7 @@ from rag.providers import (
     RateLimitedError,
     StalledError,
 )
-from tasks.engine.queue import run_script
+from tasks.engine.scripts import Script
 from tasks.gate.rate_limits import RateLimits
 from tasks.monitoring import metrics
 from tasks.retry_policy import FIRST_DELAY_S, LONGEST_DELAY_S, code_of
@@ -40,6 +40,9 @@ LONGEST_PAUSE_S: Final = 60.0
 LONGEST_PAUSE_ASKED_S: Final = 3600.0  # a provider that asks for more is asked once an hour
 PROBE_SLACK_S: Final = 5.0
 GATE_TIMEOUT_S: Final = 1.0
+
+_ENTER: Final = Script.beside(__file__, "gate_enter")
+_REPORT: Final = Script.beside(__file__, "gate_report")
 
 T = TypeVar("T")
 Outcome = Literal["nothing", "token", "answered", "limited", "failed"]
@@ -101,7 +104,7 @@ class Gate:
             first_s, longest_s = FIRST_DELAY_S * random.uniform(0.5, 1.0), LONGEST_DELAY_S
         pauses_ms = (int(seconds * 1000) for seconds in (min(pause_s, LONGEST_PAUSE_ASKED_S), first_s, longest_s))
         arguments: list[str | int] = [ticket.token, outcome, reason, *pauses_ms, FAILURES]
-        left_s = int(await self._run("gate_report", ticket.model, *arguments) or 0) / 1000
+        left_s = int(await self._run(_REPORT, ticket.model, *arguments) or 0) / 1000
         self._remember(ticket.model, left_s)
         if left_s and outcome != "nothing":
             logger.warning("model_paused model=%s seconds=%.1f reason=%s", ticket.model, left_s, reason)
@@ -146,7 +149,7 @@ class Gate:
         """Whether a request that is let through is a probe."""
         if not self._longest_wait_s:
             return False
-        reply = await self._run("gate_enter", model, self._owner, token, self._probe_ms, int(only_look))
+        reply = await self._run(_ENTER, model, self._owner, token, self._probe_ms, int(only_look))
         wait_ms, reason, is_probe = reply or (0, b"", 0)
         self._remember(model, wait_ms / 1000)
         if wait_ms:
@@ -161,14 +164,14 @@ class Gate:
             logger.warning("limits_unreachable error=%s", error)
             return 0.0
 
-    async def _run(self, name: str, model: str, *arguments: str | int) -> Any:
+    async def _run(self, script: Script, model: str, *arguments: str | int) -> Any:
         if not self._longest_wait_s:
             return None
         try:
             async with asyncio.timeout(GATE_TIMEOUT_S):
-                return await run_script(self._redis, name, keys.gate(self._provider, model), *arguments)
+                return await script.run(self._redis, keys.gate(self._provider, model), *arguments)
         except (RedisError, OSError, TimeoutError) as error:
-            logger.warning("gate_unreachable script=%s error=%s", name, error)
+            logger.warning("gate_unreachable script=%s error=%s", script.name, error)
             return None
 
     def _remember(self, model: str, wait_s: float) -> None:

@@ -38,7 +38,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from tasks.engine.queue import REDIS_TIMEOUT_S, run_script
+from tasks.engine.scripts import REDIS_TIMEOUT_S, Script
 
 logger = logging.getLogger("protostar.legacy")
 
@@ -46,6 +46,9 @@ BLOCK_S: Final = 2  # less than REDIS_TIMEOUT_S, after which a Redis that says n
 REST_S: Final = 0.25
 RETRY_S: Final = 1.0
 ELEMENT_MAX_BYTES: Final = 8 * 1024 * 1024  # the largest content and context are 5 MB with every character escaped
+
+INTAKE: Final = Script.beside(__file__, "intake")
+BURY: Final = Script.beside(__file__, "bury")
 
 
 def _number_as_text(value: object) -> object:
@@ -125,14 +128,14 @@ class OlderIntake:
         try:
             job = await self._read(element)
             payload = dump_json({"t": None, "f": GENERATE_CHAT, "a": [], "k": job.arguments})[:-1] + b',"et":'
-            reply: bytes = await run_script(
-                self._redis, "intake", element, job.job_id, payload, expires_extra_ms, job.arguments["user_uuid"]
+            reply: bytes = await INTAKE.run(
+                self._redis, element, job.job_id, payload, expires_extra_ms, job.arguments["user_uuid"]
             )
             if reply == b"foreign":
                 raise UnusableElementError("jobId: is the id of another job; use an id of your own", job.fields)
         except UnusableElementError as problem:
             logger.warning("element_unusable kept_in=%s", keys.OLDER_DEAD)  # its reason may quote what users said
-            reply = await run_script(self._redis, "bury", element, *_dead_letter(element, problem))
+            reply = await BURY.run(self._redis, element, *_dead_letter(element, problem))
         return reply.decode()
 
     async def _read(self, element: bytes) -> OlderJob:

@@ -11,9 +11,10 @@ from arq.constants import expires_extra_ms
 from protostar_client import keys
 from redis.asyncio import Redis
 
-from tasks.engine.queue import run_script
+from tasks.engine.scripts import Script
 
 _PAGE: Final = 500
+_PUT_BACK: Final = Script.beside(__file__, "put_back")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,4 +52,4 @@ async def put_back(redis: Redis, letter: DeadLetter) -> bool:
     """
     if letter.payload is None:
         raise ValueError(f"job {letter.job_id} had expired, so there is nothing to put back; enqueue it again")
-    return bool(await run_script(redis, "put_back", letter.id, letter.job_id, letter.payload, expires_extra_ms))
+    return bool(await _PUT_BACK.run(redis, letter.id, letter.job_id, letter.payload, expires_extra_ms))

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from protostar.settings import LogFormat, LogLevel
-from tasks.engine.queue import Claim
+from tasks.engine.claim import Claim
 
 _ARQS_HANDLER: Final = "arq.standard"
 """The name ARQ's command gives the handler of its own log configuration; under another one it is the user's."""

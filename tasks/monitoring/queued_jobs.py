@@ -13,11 +13,12 @@ from protostar_client.state import owner_of
 from pydantic import BaseModel, ConfigDict
 from redis.asyncio import Redis
 
-from tasks.engine.queue import run_script
+from tasks.engine.scripts import Script
 
 JobPlace = Literal["ready", "waiting", "running", "deferred"]
 
 _PAGE: Final = 100  # what a look at one page costs, Redis does nothing else for
+_LOOK: Final = Script.beside(__file__, "look")
 _DEFAULT_MODE: Final = "general"
 
 
@@ -54,7 +55,7 @@ async def queued_jobs(redis: Redis, *, running: bool | None = None) -> AsyncIter
     ids = await (_running_ids(redis) if running else _all_ids(redis))
     for start in range(0, len(ids), _PAGE):
         seconds, microseconds = await redis.time()
-        for raw in await run_script(redis, "look", *ids[start : start + _PAGE]):
+        for raw in await _LOOK.run(redis, *ids[start : start + _PAGE]):
             job = _job(raw, seconds * 1000 + microseconds // 1000)
             if running is None or running == (job.state == "running"):
                 yield job

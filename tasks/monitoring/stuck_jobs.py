@@ -7,7 +7,7 @@ from typing import Final
 from protostar_client import keys
 from redis.asyncio import Redis
 
-from tasks.engine.worker import LEASE_TTL_EXTRA_S
+from tasks.engine.claim import LEASE_TTL_EXTRA_S
 from tasks.monitoring.queued_jobs import QueuedJob
 from tasks.monitoring.status import CLASSES
 

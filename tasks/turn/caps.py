@@ -10,7 +10,7 @@ from protostar_client.contract import ErrorCode, JobError
 from tortoise.backends.base.client import BaseDBAsyncClient
 
 from protostar.settings import Settings
-from tasks.engine.attempt import CANCEL_GRACE_S
+from tasks.engine.claim import CANCEL_GRACE_S
 
 # Days are UTC's, by PostgreSQL's clock, which all workers share.
 _SPENT: Final = """

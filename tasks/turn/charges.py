@@ -28,7 +28,8 @@ from models import Charge
 from models.transaction import RETRY_FOR_S, transact
 from rag.providers import ProviderError, StalledError
 from tasks.context import Tools
-from tasks.engine.queue import REDIS_TIMEOUT_S, Claim
+from tasks.engine.claim import Claim
+from tasks.engine.scripts import REDIS_TIMEOUT_S
 from tasks.monitoring import metrics
 from tasks.retry_policy import code_of
 from tasks.turn.caps import check_caps

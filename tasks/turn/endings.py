@@ -20,7 +20,8 @@ from protostar_client.contract import (
 from models import Message, MessageStatus
 from rag.providers import Finish
 from tasks.context import Context, Tools
-from tasks.engine.attempt import Attempt, JobCancelledError, LeaseLostError
+from tasks.engine.attempt import Attempt
+from tasks.engine.claim import JobCancelledError, LeaseLostError
 from tasks.monitoring import metrics
 from tasks.turn.charges import CANCELLED, DONE, OpenCharge, close_lost
 from tasks.turn.event_log import Answer

@@ -20,8 +20,8 @@ from protostar_client.contract import ErrorCode, Event, EventType, JobError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from tasks.engine.attempt import LeaseLostError
-from tasks.engine.queue import REDIS_TIMEOUT_S, Claim, run_script
+from tasks.engine.claim import Claim, LeaseLostError
+from tasks.engine.scripts import REDIS_TIMEOUT_S, Script
 from tasks.monitoring import metrics
 
 logger = logging.getLogger("protostar.events")
@@ -29,6 +29,8 @@ logger = logging.getLogger("protostar.events")
 FLUSH_S: Final = 0.010
 RETRY_S: Final = 0.25
 VERSION: Final = 1
+
+_APPEND: Final = Script.beside(__file__, "append")
 
 _encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -255,7 +257,7 @@ class EventLog:
         if not batches:
             return
         try:
-            replies = await run_script(self._redis, "append", *self._arguments(batches))
+            replies = await _APPEND.run(self._redis, *self._arguments(batches))
         except (RedisError, OSError, TimeoutError) as error:
             # The tokens are kept: the script skips what was appended if only the reply was lost.
             logger.warning("append_failed answers=%d error=%s", len(batches), error)

@@ -13,9 +13,8 @@ from models.transaction import transact
 from rag.prompt.budget import History
 from rag.prompt.token_ratio import CorrectedCount
 from tasks.context import Tools
-from tasks.engine.attempt import LeaseLostError
+from tasks.engine.claim import Claim, LeaseLostError
 from tasks.engine.outbox import add_summary_job
-from tasks.engine.queue import Claim
 from tasks.monitoring import metrics
 from tasks.monitoring.steps import step
 from tasks.turn.charges import OpenCharge

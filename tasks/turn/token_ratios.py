@@ -15,13 +15,15 @@ from redis.exceptions import RedisError
 from rag.corpus.tokens import TokenCounter
 from rag.prompt.token_memo import TokenMemo
 from rag.prompt.token_ratio import CorrectedCount, TokenRatio
-from tasks.engine.queue import run_script
+from tasks.engine.scripts import Script
 
 logger = logging.getLogger("protostar.calibration")
 
 FRESH_S: Final = 5.0
 """How long what was read from Redis is used, and how long Redis is left alone after it failed."""
 READ_TIMEOUT_S: Final = 0.5
+
+_SWAP: Final = Script.beside(__file__, "swap")
 
 Change = Callable[[TokenRatio], TokenRatio]
 
@@ -108,7 +110,7 @@ class TokenRatios:
             for change in changes:
                 ratio = change(ratio)
             try:
-                other = await run_script(self._redis, "swap", keys.TOKEN_RATIOS, self._model, held, ratio.dump())
+                other = await _SWAP.run(self._redis, keys.TOKEN_RATIOS, self._model, held, ratio.dump())
             except (RedisError, OSError, TimeoutError) as error:
                 logger.warning("token_ratio_unwritten model=%s error=%s", self._model, error)
                 self._unwritten.clear()

@@ -8,24 +8,25 @@ import struct
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from hashlib import sha1
 from io import BufferedReader
 from pathlib import Path
 from typing import Final, Literal, Self
 from urllib.parse import urlsplit
 
-from tasks.engine.queue import script
+from tasks.engine.scripts import Script
 
 Command = list[bytes]
 Where = Literal["request", "reply"]
 
+ROOT: Final = Path(__file__).resolve().parents[2]
 LONGEST_HOLD_S: Final = 60.0
 
 
 def runs(name: str, *parts: str) -> Callable[[Command], bool]:
-    """Matches a run of `tasks/engine/lua/{name}.lua` whose arguments hold every part."""
-    text = script(name).encode()
-    names = (text, sha1(text, usedforsecurity=False).hexdigest().encode())
+    """Matches a run of the script `{name}.lua` whose arguments hold every part."""
+    [path] = ROOT.glob(f"tasks/*/lua/{name}.lua")
+    script = Script(path)
+    names = (script.text.encode(), script.sha1.encode())
 
     def matches(command: Command) -> bool:
         return len(command) > 1 and command[1] in names and _has(command, parts)

@@ -1,4 +1,4 @@
--- Shared by the other scripts (see tasks/engine/queue.py): where a job is, and whose turn it is in its session.
+-- Shared by the other scripts (see tasks/engine/scripts.py): where a job is, and whose turn it is in its session.
 --
 -- A job stays a member of ARQ's queue from enqueue to finish, so that ARQ's own clients see it. Its score says
 -- where it is: above now: deferred; from 0 to now: due, not yet looked at; below 0: admitted (minus its rank).

@@ -26,7 +26,7 @@ from rag.providers import (
 )
 from rag.providers.fallback import stream_with_fallback
 from tasks.engine.attempt import Attempt
-from tasks.engine.queue import Claim
+from tasks.engine.claim import Claim
 from tasks.gate.gate import FAILURES, Gate
 from tasks.gate.gated_provider import GatedProvider
 from tasks.gate.rate_limits import RateLimits

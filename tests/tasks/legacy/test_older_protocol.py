@@ -21,8 +21,7 @@ from redis.asyncio import Redis
 
 from stack.processes import Process
 from stack.redis import Redis as RedisServer
-from tasks.engine.queue import run_script
-from tasks.legacy.intake import OlderIntake, UnusableElementError, parse_element
+from tasks.legacy.intake import BURY, INTAKE, OlderIntake, UnusableElementError, parse_element
 from tests.support.house import ROOT, House, until
 
 OLDER_QUEUE = "chat:job:queue"
@@ -357,8 +356,8 @@ async def test_the_guides_lines_put_dead_elements_back_in_order(redis_client: Re
 async def test_an_intake_that_was_frozen_takes_nothing_when_it_wakes(redis_client: Redis) -> None:
     """Between its look and its script another intake took the element, and the next one differs."""
     await push(redis_client, "next")
-    assert await run_script(redis_client, "intake", "seen", "id", "{", 1000, str(uuid4())) == b"taken"
-    assert await run_script(redis_client, "bury", "seen", "{}", "", "") == b"taken"
+    assert await INTAKE.run(redis_client, "seen", "id", "{", 1000, str(uuid4())) == b"taken"
+    assert await BURY.run(redis_client, "seen", "{}", "", "") == b"taken"
     assert await items(redis_client, OLDER_QUEUE) == [b"next"]
     assert await redis_client.keys() == [OLDER_QUEUE.encode()]
 
@@ -382,7 +381,7 @@ async def test_an_intake_outlives_redis(redis_server: RedisServer, redis_client:
             assert [job["k"]["content"] for job in await queued(client)] == ["다시"]
 
 
-INTAKE = """
+INTAKE_PROGRAM = """
 import asyncio, sys
 from redis.asyncio import Redis
 from tasks.legacy.intake import OlderIntake
@@ -401,7 +400,7 @@ async def test_an_intake_killed_at_any_point_loses_and_doubles_nothing(redis_cli
     running: list[Process] = []
 
     def launch(number: int) -> Process:
-        command = [sys.executable, "-c", INTAKE, f"unix://{url}"]
+        command = [sys.executable, "-c", INTAKE_PROGRAM, f"unix://{url}"]
         return Process(command, log=tmp_path / f"intake-{number}.log", cwd=ROOT)
 
     words: list[str] = []

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from tasks.engine.queue import Claim
+from tasks.engine.claim import Claim
 from tasks.monitoring.logs import JobLabels, JsonFormatter, TextFormatter, configure, label_session
 from tests.support.house import House, until
 
