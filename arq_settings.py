@@ -36,7 +36,6 @@ from rag.providers.embedder import make_embedder
 from rag.providers.factory import make_provider
 from tasks.context import Tools, about_worker
 from tasks.engine.connection import StartupError
-from tasks.engine.outbox import OutboxRelay
 from tasks.engine.worker import Worker
 from tasks.gate.gate import Gate
 from tasks.gate.gated_provider import GatedProvider
@@ -46,11 +45,13 @@ from tasks.index_documents import index_documents
 from tasks.legacy.intake import OlderIntake
 from tasks.monitoring.logs import configure
 from tasks.monitoring.metrics_server import MetricsServer
+from tasks.monitoring.observer import WorkerObserver
 from tasks.monitoring.status import read_status
 from tasks.monitoring.traces import start_tracing, trace_headers
+from tasks.outbox import OutboxRelay
 from tasks.read_history import read_history
 from tasks.reindex_corpus import reindex_corpus
-from tasks.retry_policy import MAX_TRIES
+from tasks.retry_policy import MAX_TRIES, ChatRetryPolicy
 from tasks.roll_up_session import roll_up_session
 from tasks.summarize_message import summarize_message
 from tasks.turn.endings import tell_failure
@@ -239,6 +240,8 @@ class WorkerSettings:
     on_startup = start
     on_shutdown = stop
     on_job_failure = tell_failure
+    retry_policy = ChatRetryPolicy()
+    observer = WorkerObserver()
     about = about_worker
     max_jobs = SETTINGS.max_jobs
     max_tries = MAX_TRIES

@@ -13,9 +13,9 @@ from rag.corpus.tokens import TokenCounter
 from rag.prompt.modes import Prompts
 from rag.providers.embedder import Embedder
 from tasks.engine.claim import Claim
-from tasks.engine.outbox import OutboxRelay
 from tasks.engine.queue import Queue
 from tasks.gate.gated_provider import GatedProvider
+from tasks.outbox import OutboxRelay
 from tasks.turn.event_log import EventLog
 from tasks.turn.pace import Pace
 from tasks.turn.token_ratios import TokenRatios

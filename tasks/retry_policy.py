@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from arq.worker import Retry, RetryJob
 from protostar_client.contract import ErrorCode, JobError
 from redis.exceptions import RedisError
 
@@ -21,6 +20,8 @@ from rag.providers import (
     RateLimitedError,
     StalledError,
 )
+from tasks.engine.claim import Again, Claim, Verdict
+from tasks.engine.hooks import RetryPolicy
 
 MAX_TRIES: Final = 5
 FIRST_DELAY_S: Final = 0.5
@@ -33,6 +34,14 @@ FREE_STORAGE_FAULTS: Final = 20  # so many attempts that Redis or PostgreSQL cut
 
 PROVIDER_BUSY: Final = "provider_busy"
 """Why an attempt ended that was not let through to the provider."""
+
+_FAULTS_OF_THE_REQUEST: Final = {
+    ErrorCode.INVALID_REQUEST,
+    ErrorCode.UNKNOWN_MODE,
+    ErrorCode.PROMPT_TOO_LONG,
+    ErrorCode.CONTEXT_LENGTH,
+    ErrorCode.CONTENT_FILTERED,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,21 +58,30 @@ class Waited:
         return cls(len(waits_ms), (now_ms - waits_ms[0]) / 1000) if waits_ms else cls()
 
 
-@dataclass(frozen=True, slots=True)
-class Again:
-    """Run the job again after `delay_s`; a `spared` attempt does not count as a try."""
-
-    delay_s: float
-    reason: str
-    spared: bool = False
+class RefusedError(JobError):
+    """A failure that lies with the user and not with the request: the job is neither retried nor kept."""
 
 
-Verdict = Again | JobError
-"""Another attempt, or the job's final failure."""
+class ChatRetryPolicy(RetryPolicy):
+    """Knows the errors of providers and of the storage by name."""
+
+    def judge(self, error: BaseException, *, claim: Claim, max_tries: int) -> Verdict:
+        """Decide what follows the error that a job function raised."""
+        waited = Waited.of(claim.history, claim.now_ms)
+        verdict = judge(
+            error, tries=claim.tries, max_tries=max_tries, spared=claim.spared - waited.times, waited=waited
+        )
+        return verdict or super().judge(error, claim=claim, max_tries=max_tries)
+
+    def is_dead_letter(self, error: JobError) -> bool:
+        """Whether the job is kept: not where its request would fail again, nor where its user has reached a cap."""
+        return not isinstance(error, RefusedError) and error.code not in _FAULTS_OF_THE_REQUEST
 
 
-def judge(error: BaseException, *, tries: int, max_tries: int, spared: int, waited: Waited = Waited()) -> Verdict:
-    """Decide what follows `error`.
+def judge(
+    error: BaseException, *, tries: int, max_tries: int, spared: int, waited: Waited = Waited()
+) -> Verdict | None:
+    """Decide what follows an error of a provider or of the storage; None for any other.
 
     Args:
         error: what the job function raised.
@@ -72,40 +90,35 @@ def judge(error: BaseException, *, tries: int, max_tries: int, spared: int, wait
         spared: attempts that did not count so far, but for waits.
         waited: the waits for the provider so far.
     """
-    if isinstance(error, JobError):
-        return error
-    if isinstance(error, Retry | RetryJob):
-        delay_s = (getattr(error, "defer_score", None) or 0) / 1000
-        return _again_or(_exhausted(max_tries, "it asked to be retried"), delay_s, tries, max_tries, "retry")
-    if isinstance(error, ProviderBusyError):
-        return _judge_wait(error, waited)
-    if isinstance(error, RateLimitedError):
-        return _judge_rate_limit(error, tries, max_tries, spared)
-    if isinstance(error, ProviderUnavailableError):
-        failure = JobError(ErrorCode.PROVIDER_UNAVAILABLE, str(error))
-        return _again_or(failure, _delay_s(tries, error.retry_after_s), tries, max_tries, failure.code)
-    if isinstance(error, StalledError):
-        failure = JobError(ErrorCode.STALLED, str(error))
-        return _again_or(failure, _delay_s(tries), tries, max_tries, failure.code)
     if isinstance(error, ProviderError):
-        return JobError(_permanent_code(error), str(error))
+        return _judge_provider(error, tries, max_tries, spared, waited)
     if isinstance(error, RedisError) or is_transient(error):
         if spared < FREE_STORAGE_FAULTS:
             return Again(_delay_s(1), "storage_unavailable", spared=True)
         failure = JobError(ErrorCode.INTERNAL, "Redis or PostgreSQL could not be reached; try again later")
         return _again_or(failure, _delay_s(tries), tries, max_tries, "storage_unavailable")
-    return JobError(ErrorCode.INTERNAL, "the job failed; the worker's log says why")
+    return None
 
 
 def code_of(error: ProviderError) -> str:
     """The code of a job that fails for good with `error`."""
-    verdict = judge(error, tries=MAX_TRIES, max_tries=MAX_TRIES, spared=0)
+    verdict = _judge_provider(error, MAX_TRIES, MAX_TRIES, 0, Waited())
     return verdict.code if isinstance(verdict, JobError) else verdict.reason
 
 
-def attempts_used_up(max_tries: int, last_reason: str) -> JobError:
-    """The failure of a job whose attempts all ended without an outcome, by crashes say."""
-    return _exhausted(max_tries, last_reason)
+def _judge_provider(error: ProviderError, tries: int, max_tries: int, spared: int, waited: Waited) -> Verdict:
+    match error:
+        case ProviderBusyError():
+            return _judge_wait(error, waited)
+        case RateLimitedError():
+            return _judge_rate_limit(error, tries, max_tries, spared)
+        case ProviderUnavailableError():
+            failure = JobError(ErrorCode.PROVIDER_UNAVAILABLE, str(error))
+            return _again_or(failure, _delay_s(tries, error.retry_after_s), tries, max_tries, failure.code)
+        case StalledError():
+            failure = JobError(ErrorCode.STALLED, str(error))
+            return _again_or(failure, _delay_s(tries), tries, max_tries, failure.code)
+    return JobError(_permanent_code(error), str(error))
 
 
 def _judge_wait(error: ProviderBusyError, waited: Waited) -> Verdict:
@@ -143,9 +156,3 @@ def _permanent_code(error: ProviderError) -> ErrorCode:
     if isinstance(error, ContentFilteredError):
         return ErrorCode.CONTENT_FILTERED
     return ErrorCode.PROVIDER_ERROR
-
-
-def _exhausted(max_tries: int, reason: str) -> JobError:
-    return JobError(
-        ErrorCode.TOO_MANY_ATTEMPTS, f"all {max_tries} attempts ended without an answer; the last: {reason}"
-    )

@@ -16,8 +16,8 @@ from rag.prompt.budget import Count, PromptTooLongError
 from rag.prompt.roll_up import Shares, build_roll_up
 from rag.prompt.summary import to_session_summary, what_is_wrong
 from tasks.context import Context
-from tasks.engine.outbox import add_roll_up_job
 from tasks.monitoring.logs import label_session
+from tasks.outbox import add_roll_up_job
 from tasks.turn.charges import DONE, OpenCharge, close_lost
 from tasks.turn.checked_completion import ask_twice, no_room
 from tasks.turn.history import (

@@ -12,8 +12,8 @@ from models.transaction import transact
 from rag.prompt.summary import build_summary_prompt, short_enough, to_summary, to_supported_summary, what_is_wrong
 from rag.providers import ChatMessage
 from tasks.context import Context, Tools
-from tasks.engine.outbox import add_roll_up_job
 from tasks.monitoring.logs import label_session
+from tasks.outbox import add_roll_up_job
 from tasks.turn.charges import DONE, OpenCharge, close_lost
 from tasks.turn.checked_completion import ask_twice
 from tasks.turn.history import is_outgrown

@@ -1,115 +1,94 @@
-"""Writing down how an attempt ended, in Redis, until Redis has it."""
+"""Records in Redis how an attempt ended, until Redis has it."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
+import math
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from arq.jobs import serialize_result
-from arq.utils import timestamp_ms
-from protostar_client.contract import ErrorCode, JobError
-from redis.exceptions import RedisError
+from protostar_client.contract import JobError
 
-from tasks.engine.attempt import Attempt, Done, Ending, Outcome
+from tasks.engine.attempt import Attempt, JobOptions
+from tasks.engine.claim import Again, Done, Ending, Outcome
+from tasks.engine.hooks import Observer
 from tasks.engine.queue import Queue
-from tasks.monitoring import metrics, traces
-from tasks.retry_policy import Again
-from tasks.turn.caps import CapReachedError
-
-if TYPE_CHECKING:
-    from tasks.engine.worker import Worker
+from tasks.engine.waiting import until_answered
 
 logger = logging.getLogger("protostar.settle")
 
-UNTOLD_DELAY_S: Final = 5.0
+UNRECORDED_DELAY_S: Final = 5.0
 RETRY_S: Final = 0.5
-
-# What the asker did wrong would fail again; everything else is kept to be put back.
-_ASKERS_FAULT: Final = {
-    ErrorCode.UNKNOWN_MODE,
-    ErrorCode.PROMPT_TOO_LONG,
-    ErrorCode.CONTEXT_LENGTH,
-    ErrorCode.CONTENT_FILTERED,
-}
 
 
 class Settler:
-    """Finishes attempts for one worker and keeps its counts."""
+    """Finishes attempts for one worker."""
 
-    def __init__(self, worker: Worker, queue: Queue) -> None:
-        self._worker = worker
+    def __init__(self, queue: Queue, options: JobOptions, observer: Observer) -> None:
         self._queue = queue
+        self._options = options
+        self._observer = observer
 
     async def settle(self, attempt: Attempt, outcome: Outcome) -> None:
-        """Finish, retry or hand over the job; returns once Redis has taken it or the lease is another's."""
-        claim, worker = attempt.claim, self._worker
-        match outcome:
-            case Done(result):
-                worker.jobs_complete += 1
-                held = await self._finish(attempt, result, success=True)
-            case JobError():
-                worker.jobs_failed += 1
-                held = await self._finish(attempt, outcome, success=False)
-            case Ending.CANCELLED:
-                worker.jobs_failed += 1
-                held = await self._finish(attempt, asyncio.CancelledError(), success=False)
-            case Again(delay_s, reason, spared):
-                worker.jobs_retried += 1
-                held = await self._until_taken(
-                    lambda: self._queue.retry(claim, delay_ms=int(delay_s * 1000), spared=spared, reason=reason)
-                )
-            case Ending.HANDED_OVER:
-                worker.jobs_retried += 1
-                held = await self._until_taken(lambda: self._queue.hand_over(claim))
-            case Ending.LOST:
-                worker.jobs_retried += 1
-                held = False
-        self._note_end(attempt, outcome, held=held)
-
-    def _note_end(self, attempt: Attempt, outcome: Outcome, *, held: bool) -> None:
-        how, took_ms = _describe(outcome), timestamp_ms() - attempt.started_ms
-        known = attempt.function if attempt.function in self._worker.functions else ""
-        metrics.attempt_ended(known, how if held else Ending.LOST.value, took_ms / 1000)
-        traces.note(failed=isinstance(outcome, JobError | Again), **{"protostar.outcome": how})
+        """Finish, retry or hand over the job; returns once Redis has recorded it or the lease has another owner."""
+        is_held = await self._settle(attempt, outcome)
+        how, took_ms = describe(outcome), attempt.claim.now_ms - attempt.started_ms
+        known = attempt.function if attempt.function in self._options.functions else ""
+        is_failure = isinstance(outcome, JobError | Again)
+        self._observer.attempt_ended(known, how, took_ms / 1000, is_held=is_held, is_failure=is_failure)
         logger.info(
             "attempt_ended job_id=%s function=%s attempt=%d outcome=%s held=%s ms=%d",
             attempt.job_id,
             attempt.function,
             attempt.claim.attempt,
             how,
-            held,
+            is_held,
             took_ms,
         )
 
-    async def untold(self, attempt: Attempt, outcome: Outcome, problem: Exception) -> Outcome:
-        """What becomes of an ending that could not be recorded: the job tries to end again, soon."""
-        logger.warning("ending_again job_id=%s outcome=%s", attempt.job_id, _describe(outcome))
+    async def _settle(self, attempt: Attempt, outcome: Outcome) -> bool:
+        claim = attempt.claim
+        match outcome:
+            case Done(result):
+                return await self._finish(attempt, result, success=True)
+            case JobError():
+                return await self._finish(attempt, outcome, success=False)
+            case Ending.CANCELLED:
+                return await self._finish(attempt, asyncio.CancelledError(), success=False)
+            case Again(delay_s, reason, spared):
+                return await _until_recorded(
+                    lambda: self._queue.retry(claim, delay_ms=int(delay_s * 1000), spared=spared, reason=reason)
+                )
+            case Ending.HANDED_OVER:
+                return await _until_recorded(lambda: self._queue.hand_over(claim))
+            case Ending.LOST:
+                return False
+
+    async def retry_ending(self, attempt: Attempt, outcome: Outcome, problem: Exception) -> Outcome:
+        """Have the job end again, soon: its ending could not be published."""
+        logger.warning("ending_retried job_id=%s outcome=%s", attempt.job_id, describe(outcome))
         if outcome is Ending.CANCELLED:
-            await self._until_taken(lambda: self._queue.ask_abort(attempt.claim))
-        return Again(UNTOLD_DELAY_S, f"ending_not_recorded: {type(problem).__name__}")
+            await _until_recorded(lambda: self._queue.ask_abort(attempt.claim))
+        return Again(UNRECORDED_DELAY_S, f"ending_not_recorded: {type(problem).__name__}")
 
     async def _finish(self, attempt: Attempt, result: Any, *, success: bool) -> bool:
         data, ttl_ms = self._result(attempt, result, success=success)
-        dead_letter = "" if success else _dead_letter(attempt, result)
-        held = await self._until_taken(
+        is_kept = isinstance(result, JobError) and self._options.policy.is_dead_letter(result)
+        dead_letter = _dead_letter(attempt, result) if is_kept else ""
+        is_held = await _until_recorded(
             lambda: self._queue.done(attempt.claim, result=data, result_ttl_ms=ttl_ms, dead_letter=dead_letter)
         )
-        if held and dead_letter:
-            metrics.DEAD_LETTERS.labels(result.code).inc()
-        return held
+        if is_held and dead_letter:
+            self._observer.dead_letter_kept(result.code)
+        return is_held
 
     def _result(self, attempt: Attempt, result: Any, *, success: bool) -> tuple[bytes | None, int]:
-        worker = self._worker
-        function = worker.functions.get(attempt.function)
-        forever = getattr(function, "keep_result_forever", None)
-        keep_s = getattr(function, "keep_result_s", None)
-        keep_s = worker.keep_result_s if keep_s is None else keep_s
-        if worker.keep_result_forever if forever is None else forever:
-            keep_s = 0
-        elif not keep_s:
+        """ARQ's record of a finished job and its life in ms (0 for ever); None where none is kept."""
+        keep_s = self._options.keep_result_of(attempt.function)
+        if keep_s is None:
             return None, 0
         data = serialize_result(
             attempt.function,
@@ -120,24 +99,21 @@ class Settler:
             success,
             result,
             attempt.started_ms,
-            timestamp_ms(),
+            attempt.claim.now_ms,
             f"{attempt.job_id}:{attempt.function}",
-            worker.queue_name,
+            self._options.queue_name,
             job_id=attempt.job_id,
-            serializer=worker.job_serializer,
+            serializer=self._options.job_serializer,
         )
-        return data, int((keep_s or 0) * 1000)
-
-    async def _until_taken(self, finish: Callable[[], Awaitable[bool]]) -> bool:
-        while True:
-            try:
-                return await finish()
-            except (RedisError, OSError, TimeoutError) as error:
-                logger.warning("finish_failed error=%s", error)
-                await asyncio.sleep(RETRY_S)
+        return data, 0 if math.isinf(keep_s) else int(keep_s * 1000)
 
 
-def _describe(outcome: Outcome) -> str:
+async def _until_recorded(call: Callable[[], Awaitable[bool]]) -> bool:
+    return await until_answered(call, logger=logger, event="finish_failed", again_s=RETRY_S)
+
+
+def describe(outcome: Outcome) -> str:
+    """Name an outcome, for logs and metrics."""
     match outcome:
         case Done():
             return "done"
@@ -149,9 +125,7 @@ def _describe(outcome: Outcome) -> str:
             return outcome.value
 
 
-def _dead_letter(attempt: Attempt, error: BaseException) -> str:
-    if not isinstance(error, JobError) or isinstance(error, CapReachedError) or error.code in _ASKERS_FAULT:
-        return ""
+def _dead_letter(attempt: Attempt, error: JobError) -> str:
     payload = attempt.claim.payload
     return json.dumps(
         {
@@ -162,7 +136,7 @@ def _dead_letter(attempt: Attempt, error: BaseException) -> str:
             "message": error.message,
             "attempt": attempt.claim.attempt,
             "history": list(attempt.claim.history),
-            "at_ms": timestamp_ms(),
+            "at_ms": attempt.claim.now_ms,
         },
         ensure_ascii=False,
     )

@@ -22,7 +22,7 @@ CONNECTION_NAME_PREFIX: Final = "protostar-worker:"
 
 _HEARTBEAT: Final = Script.beside(__file__, "heartbeat")
 
-OnLost = Callable[[set[bytes]], None]
+OnLost = Callable[[set[bytes]], object]
 
 
 class Heartbeat:

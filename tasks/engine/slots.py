@@ -43,10 +43,10 @@ class Slots:
         """The class of a function's jobs."""
         return self._classes.get(function, DEFAULT_CLASS)
 
-    def free(self, at_most: int | None = None) -> dict[str, int]:
+    def free(self, at_most: float | None = None) -> dict[str, int]:
         """Free slots by class, none of them more than `at_most`."""
         free = {name: slots - self._taken[name] for name, slots in self._slots.items()}
-        return free if at_most is None else {name: min(count, at_most) for name, count in free.items()}
+        return free if at_most is None else {name: int(min(count, at_most)) for name, count in free.items()}
 
     def take(self, function: str) -> str:
         """Take a slot; returns what `release` wants back."""

@@ -11,12 +11,12 @@ from typing import Final, cast
 
 from protostar_client import keys
 from redis.asyncio import Redis
-from redis.exceptions import NoPermissionError, RedisError
+from redis.exceptions import NoPermissionError
 
 from tasks.engine.heartbeat import CONNECTION_NAME_PREFIX
+from tasks.engine.hooks import Observer
 from tasks.engine.queue import Queue
 from tasks.engine.scripts import REDIS_TIMEOUT_S
-from tasks.monitoring import metrics
 
 logger = logging.getLogger("protostar.reaper")
 
@@ -35,9 +35,10 @@ class Reaper:
     workers look gone until they have had time to come back.
     """
 
-    def __init__(self, redis: Redis, queue: Queue) -> None:
+    def __init__(self, redis: Redis, queue: Queue, observer: Observer) -> None:
         self._redis = redis
         self._queue = queue
+        self._observer = observer
         self._now = asyncio.get_running_loop().time
         self._absent_since: dict[str, float] = {}
         self._trusted_from = self._now() + TRUST_AFTER_S
@@ -47,23 +48,18 @@ class Reaper:
         self._cursors = (b"0", b"0")
 
     async def run(self) -> None:
-        """Watch until cancelled."""
+        """Watch until cancelled.
+
+        Raises:
+            RedisError, OSError: Redis can't be reached.
+        """
         ticks = 0
         while True:
             await asyncio.sleep(self._until_next_tick_s())
             ticks += 1
-            try:
-                async with asyncio.timeout(REDIS_TIMEOUT_S):
-                    if not self._is_trusted or await self._is_elected():
-                        await self._tick(sweep=ticks % SWEEP_EVERY == 0)
-            except (RedisError, OSError, TimeoutError) as error:
-                logger.warning("reaper_failed error=%s", error)
-                self._absent_since.clear()
-                self._reaper_before = ""
-                self._elected = False
-                self._trusted_from = self._now() + TRUST_AFTER_S
-            except Exception:
-                logger.exception("reaper_failed")
+            async with asyncio.timeout(REDIS_TIMEOUT_S):
+                if not self._is_trusted or await self._is_elected():
+                    await self._tick(sweep=ticks % SWEEP_EVERY == 0)
 
     def _until_next_tick_s(self) -> float:
         tick_s = TICK_S * random.uniform(0.8, 1.2)
@@ -111,7 +107,7 @@ class Reaper:
             gone = now - self._absent_since.get(owner, now) >= GONE_AFTER_S
             taken = await self._queue.reap(owner, only_expired=not gone)
             if taken:
-                metrics.TAKEOVERS.inc(taken)
+                self._observer.jobs_taken_over(taken)
                 logger.warning("jobs_taken_over owner=%s jobs=%d gone=%s", owner, taken, gone)
         if sweep:
             queue_cursor, holders_cursor, mended = await self._queue.sweep(*self._cursors)

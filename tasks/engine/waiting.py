@@ -1,9 +1,19 @@
-"""Waiting for an event, but not for ever."""
+"""Waiting for an event, and for Redis to come back."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final, NoReturn, TypeVar
+
+from redis.exceptions import RedisError
+
+T = TypeVar("T")
+
+AWAY: Final = (RedisError, OSError, TimeoutError)
+"""What a call raises while Redis is away."""
 
 
 async def wait_for_event(event: asyncio.Event, timeout_s: float) -> None:
@@ -14,3 +24,39 @@ async def wait_for_event(event: asyncio.Event, timeout_s: float) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
             await event.wait()
+
+
+async def until_answered(call: Callable[[], Awaitable[T]], *, logger: logging.Logger, event: str, again_s: float) -> T:
+    """Repeat a call that Redis does not answer; log `event` for every failure."""
+    while True:
+        try:
+            return await call()
+        except AWAY as error:
+            log_failure(logger, event, error)
+        await asyncio.sleep(again_s)
+
+
+async def keep_running(
+    run: Callable[[], Awaitable[object]],
+    *,
+    logger: logging.Logger,
+    event: str,
+    again_s: float = 1.0,
+    on_failure: Callable[[], object] = lambda: None,
+) -> NoReturn:
+    """Call `run` again whenever it ends; log `event` and call `on_failure` where it ends with an error."""
+    while True:
+        try:
+            await run()
+        except Exception as error:
+            log_failure(logger, event, error)
+            on_failure()
+            await asyncio.sleep(again_s)
+
+
+def log_failure(logger: logging.Logger, event: str, error: Exception) -> None:
+    """Log an error: a warning where Redis is away, with its traceback where nothing explains it."""
+    if isinstance(error, AWAY):
+        logger.warning(event + " error=%s", error)
+    else:
+        logger.error(event + " error=%s", error, exc_info=error)

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from protostar_client.tracing import trace_fields
 
+from tasks.engine.claim import Claim
+
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
-
-    from tasks.engine.attempt import Attempt
 
 logger = logging.getLogger("protostar.traces")
 
@@ -78,19 +78,19 @@ def span(name: str, **attributes: Attribute) -> AbstractContextManager[None]:
     return _span(_tracer, name, attributes=attributes)
 
 
-def attempt_span(attempt: Attempt) -> AbstractContextManager[None]:
+def attempt_span(claim: Claim, function: str) -> AbstractContextManager[None]:
     """The span of an attempt, in the trace of whoever enqueued the job."""
     if _tracer is None:
         return _NO_SPAN
     from opentelemetry.trace import SpanKind
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    context = TraceContextTextMapPropagator().extract(_carried_by(attempt.claim.payload))
+    context = TraceContextTextMapPropagator().extract(_carried_by(claim.payload))
     attributes: dict[str, Attribute] = {
         "messaging.system": "arq",
-        "messaging.message.id": attempt.job_id,
-        "protostar.function": attempt.function,
-        "protostar.attempt": attempt.claim.attempt,
+        "messaging.message.id": claim.job_id,
+        "protostar.function": function,
+        "protostar.attempt": claim.attempt,
     }
     return _span(_tracer, "attempt", attributes=attributes, context=context, kind=SpanKind.CONSUMER)
 

@@ -6,11 +6,12 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from protostar_client.contract import ErrorCode, JobError
+from protostar_client.contract import ErrorCode
 from tortoise.backends.base.client import BaseDBAsyncClient
 
 from protostar.settings import Settings
 from tasks.engine.claim import CANCEL_GRACE_S
+from tasks.retry_policy import RefusedError
 
 # Days are UTC's, by PostgreSQL's clock, which all workers share.
 _SPENT: Final = """
@@ -28,8 +29,8 @@ GROUP BY clock.midnight
 """
 
 
-class CapReachedError(JobError):
-    """A user's cap is reached: the asker's side, so that the job is neither retried nor kept to be put back."""
+class CapReachedError(RefusedError):
+    """A user's cap is reached."""
 
     def __init__(self, message: str) -> None:
         super().__init__(ErrorCode.RATE_LIMITED, message)

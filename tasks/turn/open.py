@@ -14,9 +14,9 @@ from rag.prompt.budget import History
 from rag.prompt.token_ratio import CorrectedCount
 from tasks.context import Tools
 from tasks.engine.claim import Claim, LeaseLostError
-from tasks.engine.outbox import add_summary_job
 from tasks.monitoring import metrics
 from tasks.monitoring.steps import step
+from tasks.outbox import add_summary_job
 from tasks.turn.charges import OpenCharge
 from tasks.turn.event_log import Answer
 from tasks.turn.history import newest_messages, stored_turns

@@ -20,7 +20,7 @@ from protostar.settings import Settings, load
 from stack.places import Account, temporary_base_folder
 from stack.postgres import Postgres
 from stack.redis import Redis
-from tasks.engine.worker import DRAIN_S
+from tasks.engine.loop import DRAIN_S
 from tests.project.test_image import image
 from tests.support.doc_commands import CLUSTER, COMPOSE, MIGRATE, UNITS, VARIABLES, WORKER, check_usage
 from tests.support.house import ROOT

@@ -14,7 +14,8 @@ import pytest
 
 from stack.places import Account
 from stack.processes import Process, Server
-from tasks.retry_policy import Again, judge
+from tasks.engine.claim import Again
+from tasks.retry_policy import judge
 from tests.support.arena import GRACE_S, LEASE_S, Arena, Ground, prepared_ground
 from tests.support.house import until
 from tests.support.model_control import ModelControl

@@ -25,12 +25,11 @@ from rag.providers import (
     make_provider,
 )
 from rag.providers.fallback import stream_with_fallback
-from tasks.engine.attempt import Attempt
-from tasks.engine.claim import Claim
+from tasks.engine.claim import Again, Claim
 from tasks.gate.gate import FAILURES, Gate
 from tasks.gate.gated_provider import GatedProvider
 from tasks.gate.rate_limits import RateLimits
-from tasks.retry_policy import Again, Waited, judge
+from tasks.retry_policy import ChatRetryPolicy, Waited, judge
 from tests.support.house import House, check_order, text_of, until
 from tests.support.model_control import ModelControl
 
@@ -350,7 +349,7 @@ async def test_without_waiting_every_job_asks_for_itself(worker: MakeWorker, mod
 def test_a_job_waits_for_as_long_as_it_is_worth_and_no_longer(is_down: bool, code: str) -> None:
     error = ProviderBusyError("busy", retry_after_s=30, longest_wait_s=900, is_down=is_down)
 
-    def judged(since_s: float) -> Again | JobError:
+    def judged(since_s: float) -> Again | JobError | None:
         return judge(error, tries=5, max_tries=5, spared=100, waited=Waited(100, since_s))
 
     verdict = judged(870)
@@ -366,10 +365,7 @@ async def test_waits_leave_the_free_rate_limits_alone() -> None:
     history = tuple({"attempt": n, "reason": "provider_busy", "at_ms": 1000 * n} for n in range(1, 41))
     claim = Claim(b"job", attempt=41, spared=40, rank_ms=0, payload=None, aborted=False, history=history)
 
-    async def is_refused(ctx: object) -> None:
-        raise RateLimitedError("wait", retry_after_s=1)
-
-    outcome = await Attempt(claim, job_deserializer=None).run(is_refused, None, max_tries=5)
+    outcome = ChatRetryPolicy().judge(RateLimitedError("wait", retry_after_s=1), claim=claim, max_tries=5)
     assert isinstance(outcome, Again)
     assert outcome.spared
     assert Waited.of(history, now_ms=61_000) == Waited(40, 60.0)

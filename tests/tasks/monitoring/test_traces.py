@@ -200,7 +200,7 @@ import sys
 import arq_settings, protostar_client
 from protostar_client.tracing import enqueue_span
 from tasks.monitoring.traces import attempt_span, note, request_span, span, trace_headers
-with enqueue_span("generate_chat", "j") as fields, attempt_span(None), span("store"), request_span("m"):
+with enqueue_span("generate_chat", "j") as fields, attempt_span(None, ''), span("store"), request_span("m"):
     note(failed=True)
     assert (fields, trace_headers()) == ({}, {})
 print([name for name in sys.modules if name.startswith("opentelemetry")])
