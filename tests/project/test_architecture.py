@@ -67,6 +67,12 @@ def test_no_job_imports_another() -> None:
         assert not imports_of(ROOT / "tasks" / f"{name}.py") & (jobs - {f"tasks.{name}"})
 
 
+def test_the_engine_imports_nothing_of_chat() -> None:
+    for path in files_of("tasks.engine"):
+        foreign = {name for name in imports_of(path) if name.split(".")[0] in ("tasks", "rag", "models", "protostar")}
+        assert all(name.startswith("tasks.engine.") for name in foreign), path
+
+
 @pytest.mark.parametrize("room", ["tasks", "rag"])
 def test_a_package_says_only_what_it_is_for(room: str) -> None:
     body = ast.parse((ROOT / room / "__init__.py").read_text()).body
