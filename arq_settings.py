@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import arq.worker
+import structlog
 import uvloop
 from arq import cron, func
 from arq.connections import RedisSettings
@@ -70,7 +70,7 @@ TORTOISE_ORM: Final = tortoise_config(SETTINGS.database_url.get_secret_value())
 arq.worker.Worker = Worker  # type: ignore[misc]
 uvloop.install()
 
-logger = logging.getLogger("protostar.start")
+logger = structlog.stdlib.get_logger("protostar.start")
 
 LEAST_ROOM_TOKENS: Final = 100  # for a question and the format of a chat
 _CLOSE: Final = "close"
@@ -128,7 +128,7 @@ def _check_corpus(folder: Path) -> None:
             f"PROTOSTAR_CORPUS_DIR is wrong: there is no folder {folder}; name one that holds Markdown files"
         )
     if not any(folder.iterdir()):
-        logger.warning("corpus_empty folder=%s put Markdown files into it", folder)
+        logger.warning("corpus_empty", folder=folder, hint="put Markdown files into it")
 
 
 def _check_window(prompts: Prompts, count: Count) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import Any, Final
 
+import structlog
 from arq.connections import ArqRedis
 from protostar_client import keys
 from protostar_client.contract import ROLL_UP_SESSION, SUMMARIZE_MESSAGE
@@ -17,7 +17,7 @@ from models.transaction import is_transient, transact
 from tasks.engine.scripts import REDIS_TIMEOUT_S
 from tasks.engine.waiting import wait_for_event
 
-logger = logging.getLogger("protostar.outbox")
+logger = structlog.stdlib.get_logger("protostar.outbox")
 
 LOOK_EVERY_S: Final = 2.0
 LONGEST_PAUSE_S: Final = 10.0  # above the patience with Redis; a frozen relay keeps its rows from the others
@@ -71,7 +71,7 @@ class OutboxRelay:
                     pass
             except Exception as error:
                 expected = isinstance(error, RedisError) or is_transient(error)
-                logger.warning("outbox_failed error=%s", error, exc_info=None if expected else error)
+                logger.warning("outbox_failed", error=error, exc_info=None if expected else error)
                 await asyncio.sleep(LOOK_EVERY_S)
             await wait_for_event(self._wake, LOOK_EVERY_S)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable
 from typing import cast
 
+import structlog
 from arq.connections import ArqRedis
 from protostar_client import keys
 from protostar_client.contract import INDEX_DOCUMENTS
@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from tasks.engine.scripts import REDIS_TIMEOUT_S
 
-logger = logging.getLogger("protostar.index")
+logger = structlog.stdlib.get_logger("protostar.index")
 
 
 async def call_helpers(redis: ArqRedis, owner: str, run_id: int, units: int) -> None:
@@ -30,6 +30,6 @@ async def call_helpers(redis: ArqRedis, owner: str, run_id: int, units: int) -> 
                 await redis.enqueue_job(INDEX_DOCUMENTS, _job_id=f"index:{run_id}:{number}", run=run_id)
             await redis.publish(keys.WAKE, "index")
     except (RedisError, OSError) as error:  # a TimeoutError is an OSError
-        logger.warning("index_helpers_not_called run=%d error=%s", run_id, error)
+        logger.warning("index_helpers_not_called", run=run_id, error=error)
         return
-    logger.info("index_shared run=%d units=%d workers=%d", run_id, units, 1 + others)
+    logger.info("index_shared", run=run_id, units=units, workers=1 + others)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from protostar_client.contract import ErrorCode, JobError, RollUpRequest, Usage
 from tortoise.backends.base.client import BaseDBAsyncClient
 
@@ -30,7 +30,7 @@ from tasks.turn.history import (
     stored_turns,
 )
 
-logger = logging.getLogger("protostar.summary")
+logger = structlog.stdlib.get_logger("protostar.summary")
 
 
 async def roll_up_session(ctx: Context, **arguments: Any) -> dict[str, Any]:
@@ -146,7 +146,7 @@ async def _store(session: Session, summary: str | None, step: _Step, charge: Ope
         return bool(moved)
 
     moved = await transact(work)
-    logger.info("session_rolled_up row=%d until=%d turns=%d moved=%s", session.id, step.until, len(step.turns), moved)
+    logger.info("session_rolled_up", row=session.id, until=step.until, turns=len(step.turns), moved=moved)
 
 
 def _result(session: Session, charge: OpenCharge | None = None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
+import protostar.log  # noqa: F401  (configures structlog)
 from models.migrate import migrate
 from stack.places import Account, server_account, temporary_base_folder
 from stack.postgres import Postgres

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import aclosing
 from pathlib import Path
+
+import structlog
 
 from rag.index.batches import UnitWriter
 from rag.index.document_rows import load_documents
 from rag.index.runs import ReindexRunning, RunRecord
 from rag.index.shared_runs import Claims, read_plan
 
-logger = logging.getLogger("protostar.index")
+logger = structlog.stdlib.get_logger("protostar.index")
 
 
 async def help_index(run_id: int, corpus_dir: Path, *, worker: str, lease_s: float) -> int:
@@ -34,5 +35,5 @@ async def help_index(run_id: int, corpus_dir: Path, *, worker: str, lease_s: flo
                     written += 1
                     await run.progress_of_units()
         except ReindexRunning:
-            logger.info("index_run_over run=%d", run_id)
+            logger.info("index_run_over", run=run_id)
     return written

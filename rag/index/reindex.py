@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import asyncpg
+import structlog
 from tortoise import Tortoise
 
 from rag.corpus.chunk import ChunkSettings
@@ -30,7 +30,7 @@ from rag.search.vectors import complete_vectors, lend_vectors
 
 __all__ = ["FanOut", "Progress", "ReindexRunning", "Reindexed", "reindex"]
 
-logger = logging.getLogger("protostar.index")
+logger = structlog.stdlib.get_logger("protostar.index")
 
 Progress = Callable[[int, int, int], None]
 """Called with documents done, documents in all, and chunks written so far."""
@@ -93,9 +93,9 @@ async def reindex(
             raise
         await record.end(None)
     done = run.tally.reindexed(started, run.unproved)
-    logger.info("reindexed %s", " ".join(f"{name}={count}" for name, count in run.tally.counts.items()))
+    logger.info("corpus_reindexed", **run.tally.counts)
     for failure in done.failures:
-        logger.warning("document_failed path=%r reason=%s", failure.path, failure.reason)
+        logger.warning("document_failed", path=failure.path, reason=failure.reason)
     return done
 
 

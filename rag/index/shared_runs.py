@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any, Final, Self
 
+import structlog
 from tortoise import Tortoise
 from tortoise.backends.base.client import BaseDBAsyncClient
 
@@ -29,7 +29,7 @@ from rag.index.generations import Generation, fingerprint
 from rag.index.run_result import Tally
 from rag.index.runs import IS_LOCKED, RunRecord
 
-logger = logging.getLogger("protostar.index")
+logger = structlog.stdlib.get_logger("protostar.index")
 
 _LOOK_EVERY_S: Final = 0.2
 
@@ -147,7 +147,7 @@ class Claims:
 
     async def leave(self, unit: Unit) -> None:
         """Leave a unit to the coordinator."""
-        logger.warning("index_unit_left run=%d unit=%d path=%r", self._run.id, unit.id, unit.files[0].path)
+        logger.warning("index_unit_left", run=self._run.id, unit=unit.id, path=unit.files[0].path)
         await self._leave("id = $3", unit.id)
 
     async def finish(self, connection: BaseDBAsyncClient, unit: Unit, tally: Tally) -> None:
@@ -208,7 +208,7 @@ class Claims:
             try:
                 await transact(work, retry_for_s=self._lease_s)
             except Exception as error:
-                logger.warning("index_lease_not_renewed run=%d error=%s", self._run.id, error)
+                logger.warning("index_lease_not_renewed", run=self._run.id, error=error)
 
     async def _leave(self, which: str, *values: Any, retry_for_s: float = RETRY_FOR_S) -> None:
         async def work(connection: BaseDBAsyncClient) -> None:

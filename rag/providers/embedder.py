@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import structlog
 
 from protostar.settings import CorpusSettings
 from rag.providers.factory import make_provider
@@ -23,7 +23,7 @@ from rag.providers.protocol import (
     StalledError,
 )
 
-logger = logging.getLogger("protostar.embedding")
+logger = structlog.stdlib.get_logger("protostar.embedding")
 
 Vectors = npt.NDArray[np.float32]
 
@@ -74,7 +74,7 @@ class Embedder:
             return np.asarray(_unit_rows(rows)[0])
         except (ProviderError, TimeoutError) as error:
             self.question_error = str(error) or f"no answer within {QUESTION_S:g} s"
-            logger.warning("question_not_embedded error=%s: %s", type(error).__name__, error)
+            logger.warning("question_not_embedded", error=type(error).__name__, reason=error)
             return None
 
     async def _embed_batch(self, texts: Sequence[str]) -> list[list[float]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+
+import structlog
 
 from rag.providers.protocol import (
     CompletionRequest,
@@ -16,7 +17,7 @@ from rag.providers.protocol import (
     StreamPart,
 )
 
-logger = logging.getLogger("protostar.provider")
+logger = structlog.stdlib.get_logger("protostar.provider")
 
 
 @asynccontextmanager
@@ -53,7 +54,7 @@ async def stream_with_fallback(
                     overflow = ContextLengthError(str(error), model=model)
                 if model == models[-1]:
                     raise overflow or error from None
-                logger.warning("model_failed model=%s error=%s", model, error)
+                logger.warning("model_failed", model=model, error=error)
                 continue
             except BaseException:
                 await attempt.aclose()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
+import structlog
 from tortoise import Tortoise
 
 from rag.analysis.morphemes import MissingAnalyserError
@@ -20,7 +20,7 @@ from rag.search.query import Query, Question
 from rag.search.snapshot import read_chunks, read_live, snapshot
 from rag.search.vectors import VectorCache
 
-logger = logging.getLogger("protostar.retrieval")
+logger = structlog.stdlib.get_logger("protostar.retrieval")
 
 TOP_K: Final = 8
 FLOOR: Final = 0.27
@@ -175,7 +175,7 @@ async def _queries(live: Live, asked: Question) -> tuple[Query, Query]:
         try:
             return await asyncio.to_thread(lambda: (asked.query(with_morphemes=True), asked.alone(with_morphemes=True)))
         except MissingAnalyserError as error:
-            logger.warning("morphemes_not_searched error=%s", error)
+            logger.warning("morphemes_not_searched", error=error)
     return asked.query(), asked.alone()
 
 

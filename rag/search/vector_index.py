@@ -8,7 +8,6 @@ exact and in the process (`rag.search.vectors`).
 from __future__ import annotations
 
 import io
-import logging
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any, Final
 import asyncpg
 import numpy as np
 import numpy.typing as npt
+import structlog
 from tortoise import Tortoise
 from tortoise.backends.base.client import BaseDBAsyncClient
 from tortoise.exceptions import BaseORMException
@@ -28,7 +28,7 @@ from rag.providers.embedder import Vectors
 from rag.search.postings import Live
 from rag.search.snapshot import snapshot
 
-logger = logging.getLogger("protostar.vectors")
+logger = structlog.stdlib.get_logger("protostar.vectors")
 
 STORED: Final = np.dtype("<f2")
 INDEXED_FROM_BYTES: Final = 256 * 1024 * 1024
@@ -82,9 +82,9 @@ async def keep_vector_index(generation_id: int, *, wanted: bool = True) -> None:
             await _drop(generation_id)
             return
         if changed := await transact(lambda connection: _write(connection, generation_id), retry_for_s=0):
-            logger.info("vectors_indexed generation=%s changed=%s", generation_id, changed)
+            logger.info("vectors_indexed", generation=generation_id, changed=changed)
     except _FAILURES as error:
-        logger.warning("vectors_not_indexed search=exact error=%s: %s", type(error).__name__, error)
+        logger.warning("vectors_not_indexed", search="exact", error=type(error).__name__, reason=error)
         await _drop(generation_id)  # an index that lacks something would hide it
 
 
@@ -158,7 +158,7 @@ async def _has_pgvector() -> bool:
         try:
             await database.execute_query("CREATE EXTENSION IF NOT EXISTS vector")
         except _FAILURES as error:
-            logger.info("pgvector_not_created search=exact error=%s", error)
+            logger.info("pgvector_not_created", search="exact", error=error)
             return False
     return bool((await database.execute_query_dict("SELECT to_regtype('halfvec') IS NOT NULL AS known"))[0]["known"])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -11,6 +10,7 @@ from typing import Any, Final
 import asyncpg
 import numpy as np
 import numpy.typing as npt
+import structlog
 from tortoise import Tortoise
 from tortoise.backends.base.client import BaseDBAsyncClient
 
@@ -20,7 +20,7 @@ from rag.providers.embedder import Embedder, Vectors
 from rag.search.postings import Live
 from rag.search.vector_index import LONGEST_LIST, STORED, Near, search_index
 
-logger = logging.getLogger("protostar.vectors")
+logger = structlog.stdlib.get_logger("protostar.vectors")
 
 _WINDOW: Final = 1000
 _LOADED_AT_ONCE: Final = 5000
@@ -54,7 +54,7 @@ async def complete_vectors(generation_id: int, embedder: Embedder) -> int:
         "UPDATE generations SET has_vectors = TRUE WHERE id = $1 AND NOT has_vectors", [generation_id]
     )
     if embedded:
-        logger.info("embedded generation=%s chunks=%s model=%s", generation_id, embedded, embedder.model)
+        logger.info("chunks_embedded", generation=generation_id, chunks=embedded, model=embedder.model)
     return embedded
 
 
@@ -132,7 +132,7 @@ class VectorCache:
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             # Not again before something changed: what fails at every question costs every question time.
             self._failed_on = version
-            logger.warning("vector_index_failed search=exact error=%s: %s", type(error).__name__, error)
+            logger.warning("vector_index_failed", search="exact", error=type(error).__name__, reason=error)
             return None
         return near if near and near.cosines else None
 

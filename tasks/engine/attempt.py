@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+import structlog
 from arq.cron import CronJob
 from arq.jobs import Deserializer, SerializationError, Serializer, deserialize_job_raw
 from arq.utils import ms_to_datetime
@@ -28,7 +28,7 @@ from tasks.engine.claim import (
 )
 from tasks.engine.hooks import RetryPolicy, attempts_used_up
 
-logger = logging.getLogger("protostar.attempt")
+logger = structlog.stdlib.get_logger("protostar.attempt")
 
 LATEST_MS: Final = 253_402_300_800_000  # the year 10000, where Python's calendar ends
 
@@ -152,7 +152,7 @@ class Attempt:
                 self.cancel("timeout")
                 _, unfinished = await asyncio.wait({self._task}, timeout=CANCEL_GRACE_S)
                 if unfinished:
-                    logger.error("cancellation_ignored job_id=%s", self.job_id)
+                    logger.error("cancellation_ignored", job_id=self.job_id)
         self._over = True
 
     def _sort(self, timeout_s: float | None, max_tries: int, policy: RetryPolicy) -> Outcome:
@@ -182,11 +182,11 @@ class Attempt:
         verdict = policy.judge(error, claim=self.claim, max_tries=max_tries)
         unexpected = isinstance(verdict, JobError) and verdict.code == ErrorCode.INTERNAL
         logger.warning(
-            "attempt_failed job_id=%s attempt=%d error=%s verdict=%s",
-            self.job_id,
-            self.claim.attempt,
-            type(error).__name__,
-            verdict,
+            "attempt_failed",
+            job_id=self.job_id,
+            attempt=self.claim.attempt,
+            error=type(error).__name__,
+            verdict=verdict,
             exc_info=error if unexpected else None,
         )
         return verdict

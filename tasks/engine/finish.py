@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import math
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+import structlog
 from arq.jobs import serialize_result
 from protostar_client.contract import JobError
 
@@ -18,7 +18,7 @@ from tasks.engine.hooks import Observer
 from tasks.engine.queue import Queue
 from tasks.engine.waiting import until_answered
 
-logger = logging.getLogger("protostar.settle")
+logger = structlog.stdlib.get_logger("protostar.settle")
 
 UNRECORDED_DELAY_S: Final = 5.0
 RETRY_S: Final = 0.5
@@ -40,13 +40,13 @@ class Settler:
         is_failure = isinstance(outcome, JobError | Again)
         self._observer.attempt_ended(known, how, took_ms / 1000, is_held=is_held, is_failure=is_failure)
         logger.info(
-            "attempt_ended job_id=%s function=%s attempt=%d outcome=%s held=%s ms=%d",
-            attempt.job_id,
-            attempt.function,
-            attempt.claim.attempt,
-            how,
-            is_held,
-            took_ms,
+            "attempt_ended",
+            job_id=attempt.job_id,
+            function=attempt.function,
+            attempt=attempt.claim.attempt,
+            outcome=how,
+            held=is_held,
+            ms=took_ms,
         )
 
     async def _settle(self, attempt: Attempt, outcome: Outcome) -> bool:
@@ -69,7 +69,7 @@ class Settler:
 
     async def retry_ending(self, attempt: Attempt, outcome: Outcome, problem: Exception) -> Outcome:
         """Have the job end again, soon: its ending could not be published."""
-        logger.warning("ending_retried job_id=%s outcome=%s", attempt.job_id, describe(outcome))
+        logger.warning("ending_retried", job_id=attempt.job_id, outcome=describe(outcome))
         if outcome is Ending.CANCELLED:
             await _until_recorded(lambda: self._queue.ask_abort(attempt.claim))
         return Again(UNRECORDED_DELAY_S, f"ending_not_recorded: {type(problem).__name__}")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
 from typing import Final, cast
 
+import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
 from tasks.engine.scripts import Script
 
-logger = logging.getLogger("protostar.lease")
+logger = structlog.stdlib.get_logger("protostar.lease")
 
 # A connection that was dropped must be back before a reaper, who waits a second, takes the worker for dead.
 BEAT_S: Final = 0.7
@@ -91,7 +91,7 @@ class Heartbeat:
                 self._beat()
                 failed = False
             except (RedisError, OSError) as error:
-                logger.warning("heartbeat_failed error=%s", error)
+                logger.warning("heartbeat_failed", error=error)
                 if not failed:
                     next_beat = time.monotonic() + BEAT_AGAIN_S
                 failed = True

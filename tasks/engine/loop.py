@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+import structlog
 from arq.utils import timestamp_ms
 from protostar_client import keys
 from redis.asyncio import Redis
@@ -20,7 +20,7 @@ from tasks.engine.slots import Slots
 from tasks.engine.takeover import Reaper
 from tasks.engine.waiting import AWAY, keep_running, log_failure, wait_for_event
 
-logger = logging.getLogger("protostar.worker")
+logger = structlog.stdlib.get_logger("protostar.worker")
 
 POLL_S: Final = 0.25  # the longest time a job waits whose producer publishes no wake-up
 TEND_S: Final = 0.5

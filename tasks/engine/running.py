@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from protostar_client.contract import ErrorCode, JobError
 
 from tasks.engine.attempt import Attempt, JobOptions
@@ -16,7 +16,7 @@ from tasks.engine.finish import Settler
 from tasks.engine.hooks import Observer
 from tasks.engine.slots import Slots
 
-logger = logging.getLogger("protostar.worker")
+logger = structlog.stdlib.get_logger("protostar.worker")
 
 Hook = Callable[[dict[Any, Any]], Awaitable[Any]]
 OnFailure = Callable[[dict[Any, Any], Attempt, JobError | asyncio.CancelledError], Awaitable[None]]
@@ -114,7 +114,7 @@ class RunningJobs:
         try:
             outcome = await attempt.run(self._options)
         except Exception:
-            logger.exception("attempt_broke job_id=%s", attempt.job_id)
+            logger.exception("attempt_broke", job_id=attempt.job_id)
             outcome = JobError(ErrorCode.INTERNAL, "the job failed; the worker's log says why")
         if isinstance(outcome, JobError):
             return await self._publish_ending(attempt, outcome, outcome)
@@ -133,7 +133,7 @@ class RunningJobs:
         except LeaseLostError:
             return Ending.LOST
         except Exception as problem:
-            logger.exception("ending_publish_failed job_id=%s", attempt.job_id)
+            logger.exception("ending_publish_failed", job_id=attempt.job_id)
             return await self._settler.retry_ending(attempt, outcome, problem)
         return outcome
 
@@ -148,7 +148,7 @@ class RunningJobs:
             self._tasks.pop(attempt.claim.job_id, None)
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            logger.error("attempt_broke job_id=%s", attempt.job_id, exc_info=error)
+            logger.error("attempt_broke", job_id=attempt.job_id, exc_info=error)
         self._on_end(error is not None)
 
 
@@ -157,4 +157,4 @@ async def run_hook(hook: Hook, ctx: dict[Any, Any]) -> None:
     try:
         await hook(ctx)
     except Exception:
-        logger.exception("hook_failed hook=%r job_id=%s", hook, ctx.get("job_id"))
+        logger.exception("hook_failed", hook=hook, job_id=ctx.get("job_id"))

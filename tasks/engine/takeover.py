@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import re
 from collections.abc import Awaitable
 from typing import Final, cast
 
+import structlog
 from protostar_client import keys
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
@@ -18,7 +18,7 @@ from tasks.engine.hooks import Observer
 from tasks.engine.queue import Queue
 from tasks.engine.scripts import REDIS_TIMEOUT_S
 
-logger = logging.getLogger("protostar.reaper")
+logger = structlog.stdlib.get_logger("protostar.reaper")
 
 TICK_S: Final = 0.4
 GONE_AFTER_S: Final = 1.0
@@ -108,12 +108,12 @@ class Reaper:
             taken = await self._queue.reap(owner, only_expired=not gone)
             if taken:
                 self._observer.jobs_taken_over(taken)
-                logger.warning("jobs_taken_over owner=%s jobs=%d gone=%s", owner, taken, gone)
+                logger.warning("jobs_taken_over", owner=owner, jobs=taken, gone=gone)
         if sweep:
             queue_cursor, holders_cursor, mended = await self._queue.sweep(*self._cursors)
             self._cursors = (queue_cursor, holders_cursor)
             if mended:
-                logger.warning("queue_mended entries=%d", mended)
+                logger.warning("queue_mended", entries=mended)
 
     async def _connected(self) -> set[str] | None:
         """Names of the workers whose heartbeat connection stands; None where Redis does not tell."""
@@ -124,7 +124,7 @@ class Reaper:
                 "CLIENT", "LIST", "TYPE", "normal"
             )
         except NoPermissionError:
-            logger.info("client_list_refused leases decide alone")
+            logger.info("client_list_refused", hint="leases decide alone")
             self._sees_connections = False
             return None
         raw = listing if isinstance(listing, bytes) else str(listing).encode()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Final, NoReturn, TypeVar
 
 from redis.exceptions import RedisError
+from structlog.stdlib import BoundLogger
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ async def wait_for_event(event: asyncio.Event, timeout_s: float) -> None:
             await event.wait()
 
 
-async def until_answered(call: Callable[[], Awaitable[T]], *, logger: logging.Logger, event: str, again_s: float) -> T:
+async def until_answered(call: Callable[[], Awaitable[T]], *, logger: BoundLogger, event: str, again_s: float) -> T:
     """Repeat a call that Redis does not answer; log `event` for every failure."""
     while True:
         try:
@@ -39,7 +39,7 @@ async def until_answered(call: Callable[[], Awaitable[T]], *, logger: logging.Lo
 async def keep_running(
     run: Callable[[], Awaitable[object]],
     *,
-    logger: logging.Logger,
+    logger: BoundLogger,
     event: str,
     again_s: float = 1.0,
     on_failure: Callable[[], object] = lambda: None,
@@ -54,9 +54,9 @@ async def keep_running(
             await asyncio.sleep(again_s)
 
 
-def log_failure(logger: logging.Logger, event: str, error: Exception) -> None:
+def log_failure(logger: BoundLogger, event: str, error: Exception) -> None:
     """Log an error: a warning where Redis is away, with its traceback where nothing explains it."""
     if isinstance(error, AWAY):
-        logger.warning(event + " error=%s", error)
+        logger.warning(event, error=error)
     else:
-        logger.error(event + " error=%s", error, exc_info=error)
+        logger.error(event, error=error, exc_info=error)

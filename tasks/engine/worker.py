@@ -22,6 +22,7 @@ from secrets import token_hex
 from typing import Any, ClassVar
 
 import arq.worker
+import structlog
 from arq.connections import log_redis_info
 from arq.constants import default_queue_name
 from protostar_client.contract import JobError
@@ -40,7 +41,7 @@ from tasks.engine.running import JobHooks, OnFailure, RunningJobs, run_hook
 from tasks.engine.slots import Slots
 from tasks.engine.waiting import AWAY
 
-logger = logging.getLogger("protostar.worker")
+logger = structlog.stdlib.get_logger("protostar.worker")
 
 About = Callable[[dict[Any, Any]], Mapping[str, Any]]
 
@@ -117,9 +118,9 @@ class Worker(arq.worker.Worker):
         self.ctx |= {"redis": self.pool, "queue": queue}
         if self.on_startup:
             await self.on_startup(self.ctx)
-        logger.info("worker_starting owner=%s functions=%s", self.owner, ",".join(self.functions))
+        logger.info("worker_starting", owner=self.owner, functions=",".join(self.functions))
         with contextlib.suppress(ResponseError):  # a server may refuse INFO
-            await log_redis_info(self.pool, logger.info)
+            await log_redis_info(self.pool, logging.getLogger("arq.worker").info)
         self._loop = loop = self._make_loop(queue)
         if self._stop_asked:
             loop.stop()
@@ -154,7 +155,7 @@ class Worker(arq.worker.Worker):
 
     def handle_sig(self, signum: signal.Signals) -> None:
         """Stop: take nothing new, let jobs finish for the grace time; a second signal hands them over now."""
-        logger.info("worker_stopping signal=%s running=%d", signal.Signals(signum).name, len(self.tasks))
+        logger.info("worker_stopping", signal=signal.Signals(signum).name, running=len(self.tasks))
         self._stop_asked = True
         if self._loop is not None:
             self._loop.stop()

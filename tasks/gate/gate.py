@@ -7,7 +7,6 @@ Where Redis can't be asked, requests go through.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 from uuid import uuid4
 
+import structlog
 from protostar_client import keys
 from protostar_client.contract import ErrorCode
 from redis.asyncio import Redis
@@ -32,7 +32,7 @@ from tasks.gate.rate_limits import RateLimits
 from tasks.monitoring import metrics
 from tasks.retry_policy import FIRST_DELAY_S, LONGEST_DELAY_S, code_of
 
-logger = logging.getLogger("protostar.gate")
+logger = structlog.stdlib.get_logger("protostar.gate")
 
 FAILURES: Final = 5  # so many in a row, within a minute, open the breaker
 FIRST_PAUSE_S: Final = 2.0
@@ -107,7 +107,7 @@ class Gate:
         left_s = int(await self._run(_REPORT, ticket.model, *arguments) or 0) / 1000
         self._remember(ticket.model, left_s)
         if left_s and outcome != "nothing":
-            logger.warning("model_paused model=%s seconds=%.1f reason=%s", ticket.model, left_s, reason)
+            logger.warning("model_paused", model=ticket.model, seconds=round(left_s, 1), reason=reason)
         return left_s
 
     def busy(self, model: str, wait_s: float, reason: str) -> ProviderBusyError:
@@ -161,7 +161,7 @@ class Gate:
             async with asyncio.timeout(GATE_TIMEOUT_S):
                 return await self._limits.take(f"{self._provider}:{model}", tokens=tokens)
         except (RedisError, OSError, TimeoutError) as error:
-            logger.warning("limits_unreachable error=%s", error)
+            logger.warning("limits_unreachable", error=error)
             return 0.0
 
     async def _run(self, script: Script, model: str, *arguments: str | int) -> Any:
@@ -171,7 +171,7 @@ class Gate:
             async with asyncio.timeout(GATE_TIMEOUT_S):
                 return await script.run(self._redis, keys.gate(self._provider, model), *arguments)
         except (RedisError, OSError, TimeoutError) as error:
-            logger.warning("gate_unreachable script=%s error=%s", script.name, error)
+            logger.warning("gate_unreachable", script=script.name, error=error)
             return None
 
     def _remember(self, model: str, wait_s: float) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import random
 from collections.abc import Awaitable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Final, cast
 from uuid import UUID, uuid4
 
+import structlog
 from arq.constants import expires_extra_ms
 from protostar_client import keys
 from protostar_client.codec import dump_json
@@ -40,7 +40,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from tasks.engine.scripts import REDIS_TIMEOUT_S, Script
 
-logger = logging.getLogger("protostar.legacy")
+logger = structlog.stdlib.get_logger("protostar.legacy")
 
 BLOCK_S: Final = 2  # less than REDIS_TIMEOUT_S, after which a Redis that says nothing counts as away
 REST_S: Final = 0.25
@@ -115,7 +115,7 @@ class OlderIntake:
                     await asyncio.sleep(REST_S * random.uniform(0.5, 1.5))
             except Exception as error:
                 expected = isinstance(error, RedisError | OSError | TimeoutError)
-                logger.warning("intake_failed error=%s", error, exc_info=None if expected else error)
+                logger.warning("intake_failed", error=error, exc_info=None if expected else error)
                 await asyncio.sleep(RETRY_S)
 
     async def _wait(self) -> bytes | None:
@@ -134,7 +134,7 @@ class OlderIntake:
             if reply == b"foreign":
                 raise UnusableElementError("jobId: is the id of another job; use an id of your own", job.fields)
         except UnusableElementError as problem:
-            logger.warning("element_unusable kept_in=%s", keys.OLDER_DEAD)  # its reason may quote what users said
+            logger.warning("element_unusable", kept_in=keys.OLDER_DEAD)  # its reason may quote what users said
             reply = await BURY.run(self._redis, element, *_dead_letter(element, problem))
         return reply.decode()
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 from wsgiref.simple_server import WSGIServer
 
+import structlog
 from prometheus_client import REGISTRY, start_http_server
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from tasks.engine.connection import StartupError
 from tasks.monitoring.status import Status
 
-logger = logging.getLogger("protostar.metrics")
+logger = structlog.stdlib.get_logger("protostar.metrics")
 
 READ_TIMEOUT_S: Final = 3.0
 LOOP_SLACK_S: Final = 1.0  # for a loop that is held up
@@ -47,10 +47,10 @@ class MetricsServer:
         REGISTRY.register(self._collector)
         if not self._open():
             logger.error(
-                "metrics_port_taken host=%s port=%d give each worker of a machine a PROTOSTAR_METRICS_PORT of its own; "
-                "trying again",
-                host,
-                port,
+                "metrics_port_taken",
+                host=host,
+                port=port,
+                hint="give each worker of a machine a PROTOSTAR_METRICS_PORT of its own; trying again",
             )
         self._task = asyncio.create_task(self._keep_trying(), name="metrics-port")
 
@@ -76,7 +76,7 @@ class MetricsServer:
                 REGISTRY.unregister(self._collector)
                 raise StartupError(_what_is_wrong(self._host, self._port, error)) from None
             return False
-        logger.info("metrics_served host=%s port=%d", self._host, self._port)
+        logger.info("metrics_served", host=self._host, port=self._port)
         return True
 
 
@@ -117,7 +117,7 @@ class StandingCollector(Collector):
             return reading.result(READ_TIMEOUT_S + LOOP_SLACK_S)
         except Exception as error:  # whatever the stores' clients raise
             reading.cancel()
-            logger.warning("standing_unread error=%s", type(error).__name__)
+            logger.warning("standing_unread", error=type(error).__name__)
             return None
 
     async def _read_in_time(self) -> Status:

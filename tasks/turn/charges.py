@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from decimal import Decimal
 from typing import Final
 from uuid import UUID
 
+import structlog
 from protostar_client import keys
 from protostar_client.contract import EventType, Usage, clean_text
 from redis.asyncio import Redis
@@ -34,7 +34,7 @@ from tasks.monitoring import metrics
 from tasks.retry_policy import code_of
 from tasks.turn.caps import check_caps
 
-logger = logging.getLogger("protostar.bill")
+logger = structlog.stdlib.get_logger("protostar.bill")
 
 DONE: Final = "done"
 CANCELLED: Final = "cancelled"
@@ -166,7 +166,7 @@ async def close_lost(tools: Tools, redis: Redis, claim: Claim) -> None:
     for charge in left:
         said = await _said(redis, claim.job_id, charge.attempt)
         await _close(charge, count(said))
-        logger.info("charge_lost job_id=%s attempt=%d", claim.job_id, charge.attempt)
+        logger.info("charge_lost", job_id=claim.job_id, attempt=charge.attempt)
 
 
 async def _close(charge: Charge, output_tokens: int) -> None:

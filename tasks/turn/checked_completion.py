@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
+import structlog
 from protostar_client.contract import ErrorCode, JobError, Usage, clean_text
 
 from rag.prompt.budget import PromptTooLongError
@@ -14,7 +14,7 @@ from rag.providers import ChatMessage, CompletionRequest, Provider, ProviderErro
 from tasks.context import Context, Tools
 from tasks.turn.charges import OpenCharge, billed, new_charge
 
-logger = logging.getLogger("protostar.summary")
+logger = structlog.stdlib.get_logger("protostar.summary")
 
 Compose = Callable[[str], Sequence[ChatMessage]]
 """Makes the prompt, which ends with a note of what was wrong with an earlier try; raises PromptTooLongError."""
@@ -51,7 +51,7 @@ async def ask_twice(
                 text = await _ask(tools, provider, charge, again, max_output_tokens) or text
             except (PromptTooLongError, ProviderError) as error:
                 # What is wrong with the first text can be cut out of it.
-                logger.warning("repair_failed job_id=%s error=%s", charge.job_id, error)
+                logger.warning("repair_failed", job_id=charge.job_id, error=error)
     return charge, text
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any, Final
 from weakref import WeakSet
 
+import structlog
 from protostar_client import keys
 from protostar_client.contract import ErrorCode, Event, EventType, JobError
 from redis.asyncio import Redis
@@ -24,7 +24,7 @@ from tasks.engine.claim import Claim, LeaseLostError
 from tasks.engine.scripts import REDIS_TIMEOUT_S, Script
 from tasks.monitoring import metrics
 
-logger = logging.getLogger("protostar.events")
+logger = structlog.stdlib.get_logger("protostar.events")
 
 FLUSH_S: Final = 0.010
 RETRY_S: Final = 0.25
@@ -232,7 +232,7 @@ class EventLog:
                         pipeline.expire(keys.events(answer.claim.job_id), self._ttl_s)
                     await pipeline.execute()
             except (RedisError, OSError, TimeoutError) as error:
-                logger.warning("keep_failed error=%s", error)
+                logger.warning("keep_failed", error=error)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -260,7 +260,7 @@ class EventLog:
             replies = await _APPEND.run(self._redis, *self._arguments(batches))
         except (RedisError, OSError, TimeoutError) as error:
             # The tokens are kept: the script skips what was appended if only the reply was lost.
-            logger.warning("append_failed answers=%d error=%s", len(batches), error)
+            logger.warning("append_failed", answers=len(batches), error=error)
             await asyncio.sleep(RETRY_S)
             for batch in batches:
                 self.flush_soon(batch.answer)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
+import structlog
 from protostar_client.contract import ErrorCode, JobError, Source
 
 from rag.prompt.budget import HISTORY_SHARE, History, Prompt, PromptTooLongError, build_prompt
@@ -23,7 +23,7 @@ from tasks.monitoring.steps import step
 from tasks.turn.open import Turn, load_history
 from tasks.turn.prompt_record import Recipe
 
-logger = logging.getLogger("protostar.prompt")
+logger = structlog.stdlib.get_logger("protostar.prompt")
 
 QUICK_WINDOW: Final = 12_000
 QUICK_CHARACTERS: Final = 20_000
@@ -97,13 +97,13 @@ async def make_smaller_request(
         context_window=settings.context_window,
     )
     logger.warning(
-        "context_overflow job_id=%s model=%s counted=%d window=%d next_window=%d error=%s",
-        turn.claim.job_id,
-        refusal.model,
-        refused,
-        settings.context_window,
-        window,
-        refusal,
+        "context_overflow",
+        job_id=turn.claim.job_id,
+        model=refusal.model,
+        counted=refused,
+        window=settings.context_window,
+        next_window=window,
+        error=refusal,
     )
     try:
         return await _make(tools, turn, material, window)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 from typing import Final
 
+import structlog
 from protostar_client import keys
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -17,7 +17,7 @@ from rag.prompt.token_memo import TokenMemo
 from rag.prompt.token_ratio import CorrectedCount, TokenRatio
 from tasks.engine.scripts import Script
 
-logger = logging.getLogger("protostar.calibration")
+logger = structlog.stdlib.get_logger("protostar.calibration")
 
 FRESH_S: Final = 5.0
 """How long what was read from Redis is used, and how long Redis is left alone after it failed."""
@@ -99,7 +99,7 @@ class TokenRatios:
             async with asyncio.timeout(READ_TIMEOUT_S):
                 line = await self._redis.hget(keys.TOKEN_RATIOS, self._model)  # type: ignore[misc]
         except (RedisError, OSError, TimeoutError) as error:
-            logger.warning("token_ratio_unread model=%s error=%s", self._model, error)
+            logger.warning("token_ratio_unread", model=self._model, error=error)
             return
         self._line = _text(line)
 
@@ -112,7 +112,7 @@ class TokenRatios:
             try:
                 other = await _SWAP.run(self._redis, keys.TOKEN_RATIOS, self._model, held, ratio.dump())
             except (RedisError, OSError, TimeoutError) as error:
-                logger.warning("token_ratio_unwritten model=%s error=%s", self._model, error)
+                logger.warning("token_ratio_unwritten", model=self._model, error=error)
                 self._unwritten.clear()
                 return
             if other is None:

@@ -6,11 +6,15 @@ import asyncio
 import json
 import logging
 from collections.abc import Iterator
+from contextvars import copy_context
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
+import structlog
 
+from protostar.log import Event
 from tasks.engine.claim import Claim
 from tasks.monitoring.logs import JobLabels, JsonFormatter, TextFormatter, configure, label_session
 from tests.support.house import House, until
@@ -21,61 +25,90 @@ LONG = (
 )
 
 
-def line_of(formatter: logging.Formatter, template: str, *args: Any, **more: Any) -> str:
-    record = logging.LogRecord("protostar.x", logging.WARNING, __file__, 1, template, args, None)
-    vars(record).update(more)
-    return formatter.format(record)
+def line_of(formatter: logging.Formatter, event: str | Event, *args: Any) -> str:
+    return formatter.format(logging.LogRecord("protostar.x", logging.WARNING, __file__, 1, event, args, None))
 
 
 def labels(job_id: bytes = b"j1", session: str = "s1", attempt: int = 3) -> JobLabels:
     return JobLabels(Claim(job_id, attempt, 0, 0, None, False), session)
 
 
+@pytest.fixture
+def records() -> Iterator[list[logging.LogRecord]]:
+    """What the logger `protostar.x` hands on."""
+    found: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = found.append  # type: ignore[assignment, method-assign]
+    logger = logging.getLogger("protostar.x")
+    logger.addHandler(handler)
+    yield found
+    logger.removeHandler(handler)
+
+
+def logged(records: list[logging.LogRecord], formatter: logging.Formatter, event: str, **fields: Any) -> str:
+    structlog.stdlib.get_logger("protostar.x").warning(event, **fields)
+    return formatter.format(records[-1])
+
+
 @pytest.mark.parametrize(
-    ("template", "args", "said"),
+    ("fields", "written"),
     [
-        ("worker_starting owner=%s jobs=%d", ("a", 3), {"event": "worker_starting", "owner": "a", "jobs": 3}),
-        (
-            "model_paused seconds=%.1f error=%s",
-            (1.25, OSError("x")),
-            {"event": "model_paused", "seconds": 1.25, "error": "x"},
-        ),
-        ("flush_failed", (), {"event": "flush_failed"}),
-        (
-            "corpus_empty folder=%s put files into it",
-            ("c",),
-            {"event": "corpus_empty", "folder": "c", "message": "corpus_empty folder=c put files into it"},
-        ),
-        ("not_embedded error=%s: %s", ("A", "b"), {"event": "not_embedded", "message": "not_embedded error=A: b"}),
-        ("100% sure", (), {"message": "100% sure"}),
-        ("Retrying in %s", (3,), {"message": "Retrying in 3"}),
+        ({"owner": "a", "jobs": 3}, {"owner": "a", "jobs": 3}),
+        ({"seconds": 1.25, "error": OSError("x")}, {"seconds": 1.25, "error": "x"}),
+        ({}, {}),
+        ({"path": Path("c"), "hint": "put files into it"}, {"path": "c", "hint": "put files into it"}),
     ],
 )
-def test_a_json_line_has_the_event_and_its_fields(template: str, args: tuple[Any, ...], said: dict[str, Any]) -> None:
+def test_a_json_line_has_the_event_and_its_fields(
+    records: list[logging.LogRecord], fields: dict[str, Any], written: dict[str, Any]
+) -> None:
+    line = json.loads(logged(records, JsonFormatter(), "x_happened", **fields))
+    assert line.pop("time").endswith("+00:00")
+    assert line == {"level": "warning", "logger": "protostar.x", "event": "x_happened", **written}
+
+
+@pytest.mark.parametrize(("template", "args", "message"), [("100% sure", (), "100% sure"), ("In %s", (3,), "In 3")])
+def test_a_json_line_of_another_library_has_its_message(template: str, args: tuple[Any, ...], message: str) -> None:
     line = json.loads(line_of(JsonFormatter(), template, *args))
     assert line.pop("time").endswith("+00:00")
-    assert line == {"level": "warning", "logger": "protostar.x", **said}
+    assert line == {"level": "warning", "logger": "protostar.x", "message": message}
 
 
-def test_a_line_carries_the_job_of_its_task_or_the_one_it_is_given() -> None:
+@pytest.mark.parametrize("of_ours", [True, False])
+def test_a_line_carries_the_job_of_its_task(records: list[logging.LogRecord], of_ours: bool) -> None:
+    def write() -> str:
+        formatter = JsonFormatter()
+        return logged(records, formatter, "x_happened") if of_ours else line_of(formatter, "a line of another library")
+
     async def job() -> str:
         labels().bind()
         label_session("named later")
         return await asyncio.create_task(in_a_task_of_its_own())
 
     async def in_a_task_of_its_own() -> str:
-        return line_of(JsonFormatter(), "x_happened")
+        return write()
 
     line = json.loads(asyncio.run(job()))
     assert (line["job_id"], line["session"], line["attempt"]) == ("j1", "named later", 3)
-    assert "job_id" not in json.loads(line_of(JsonFormatter(), "x_happened"))
-    given = json.loads(line_of(JsonFormatter(), "lost job_id=%s", "j1", **labels().extra))
-    assert (given["job_id"], given["session"], given["attempt"]) == ("j1", "s1", 3)
+    assert "job_id" not in json.loads(write())
 
 
-def test_a_text_line_is_one_line_and_names_each_label_once() -> None:
-    line = line_of(TextFormatter(), "ended job_id=%s", "j1\nforged", **labels(b"j1\nforged", 'a b" attempt=9').extra)
-    assert line.partition(": ")[2] == 'ended job_id=j1\\nforged session="a b\\" attempt=9" attempt=3'
+def test_an_exception_is_written_with_its_traceback(records: list[logging.LogRecord]) -> None:
+    try:
+        raise ValueError("x")
+    except ValueError:
+        structlog.stdlib.get_logger("protostar.x").exception("x_failed")
+    assert "Traceback" in json.loads(JsonFormatter().format(records[-1]))["exception"]
+    assert TextFormatter().format(records[-1]).splitlines()[-1] == "ValueError: x"
+
+
+def test_a_text_line_is_one_line_and_names_each_label_once(records: list[logging.LogRecord]) -> None:
+    def write() -> str:
+        labels(b"j1\nforged", 'a b" attempt=9').bind()
+        return logged(records, TextFormatter(), "ended", job_id="j1\nforged")
+
+    line = copy_context().run(write)
+    assert line.partition(": ")[2] == r'ended job_id="j1\nforged" session="a b\" attempt=9" attempt=3'
 
 
 @pytest.fixture
