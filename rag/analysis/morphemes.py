@@ -6,15 +6,19 @@ A noun is the same whatever particle follows it, and a verb whatever its ending:
 from __future__ import annotations
 
 import importlib.util
+import re
 import threading
-import unicodedata
 from functools import cache
 from importlib.metadata import version as version_of
 from typing import Any, Final
 
+from protostar_client.normalization import normalize
+
 _PREFIX: Final = "/"  # no other term begins so
 _LONGEST: Final = 40
 _TAGS: Final = frozenset({"NNG", "NNP", "NR", "SH", "XR", "VV", "VA", "VV-I", "VV-R", "VA-I", "VA-R"})
+_LONG_RUN: Final = re.compile(r"\S{64}")
+"""Kiwi's time grows with the square of a run without a space."""
 _one_at_a_time = threading.Lock()
 
 
@@ -52,8 +56,9 @@ def morphemes(text: str) -> list[str]:
         MissingAnalyserError: it is not installed.
     """
     analyser = _analyser()
+    text = _LONG_RUN.sub(r"\g<0> ", normalize("NFKC", text))
     with _one_at_a_time:
-        tokens = analyser.tokenize(unicodedata.normalize("NFKC", text))
+        tokens = analyser.tokenize(text)
     return [_PREFIX + token.form[:_LONGEST] for token in tokens if token.tag in _TAGS]
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import re
 import struct
-import unicodedata
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +18,7 @@ from itertools import chain, pairwise
 from typing import Final
 
 import snowballstemmer  # type: ignore[import-untyped]
+from protostar_client.normalization import normalize
 
 from rag.analysis.morphemes import morphemes
 
@@ -74,7 +74,7 @@ def terms(text: str) -> list[str]:
 
 def words(text: str) -> Iterable[Sequence[str]]:
     """The index terms of each word of a text, in order."""
-    return map(_terms_of.__getitem__, _RUNS.findall(unicodedata.normalize("NFKC", text)))
+    return map(_terms_of.__getitem__, _RUNS.findall(normalize("NFKC", text)))
 
 
 class _TermsOfRuns(dict[str, Sequence[str]]):

@@ -13,11 +13,12 @@ from rag.corpus.tokens import previous_boundary
 
 FRONT_MATTER_CHARACTERS: Final = 65_536
 
-_HEADING = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))??(?:[ \t]+#+)?[ \t\r]*$")
-_UNDERLINE = re.compile(r" {0,3}(?:=+|-+)[ \t\r]*$")
-_FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})([^\r\n]*)")
-_TABLE_RULE = re.compile(r"[ \t]*\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t\r]*$")
-_METADATA_LINE = re.compile(r"(?:[\w.-]+\s*:(?:\s|$)|\s+\S|-\s|#|$)")
+# Each matches at the start of a line only; the possessive quantifiers keep the time linear.
+_HEADING = re.compile(r"\A {0,3}(#{1,6})(?=[ \t]|\r*+$)")
+_UNDERLINE = re.compile(r"\A {0,3}(?:=++|-++)[ \t\r]*+$")
+_FENCE = re.compile(r"\A[ \t]*+(`{3,}|~{3,})([^\r\n]*)")
+_TABLE_RULE = re.compile(r"\A[ \t]*+\|?[ \t]*+:?-++:?[ \t]*+(?:\|[ \t]*+:?-++:?[ \t]*+)*+\|?[ \t\r]*+$")
+_METADATA_LINE = re.compile(r"\A(?:[\w.-]++\s*+:(?:\s|$)|\s++\S|-\s|#|$)")
 _METADATA_PAIR = re.compile(r"(title|date|tags)\s*:\s*(.*)$", re.IGNORECASE)
 
 
@@ -91,6 +92,13 @@ def _parse_metadata(lines: list[str]) -> Metadata:
         elif line[:1].strip():
             in_tags = False
     return metadata
+
+
+def _title(text: str) -> str:
+    """A heading's text without the number signs that may close it."""
+    text = text.strip()
+    bare = text.rstrip("#")
+    return text if bare and bare[-1] not in " \t" else bare.strip()
 
 
 def _unquote(value: str) -> str:
@@ -191,7 +199,7 @@ class _Reader:
             self._kind, self._fence = Kind.FENCE, fence[1]
         elif first == "#" and (heading := _HEADING.match(line.rstrip("\n"))):
             self.flush()
-            self._name(len(heading[1]), (heading[2] or "").strip())
+            self._name(len(heading[1]), _title(line[heading.end() :]))
         elif first in "=-" and self._is_one_line() and _UNDERLINE.match(line.rstrip("\n")):
             self._name(1 if first == "=" else 2, self._lines[0].strip())
         elif first in "|:-" and self._is_table_head() and _TABLE_RULE.match(line.rstrip("\n")):

@@ -13,7 +13,7 @@ from rag.corpus.tokens import TokenCounter, next_boundary, previous_boundary
 
 # From the best place to cut to the worst. A sentence ends with a stop and a space in Korean ("했다. ") as in
 # English, and without a space in Chinese and Japanese.
-_SENTENCE_END: Final = r"[.!?]+[\"'”’)\]]*\s+|[。！？…]+[」』”’）]*\s*"
+_SENTENCE_END: Final = r"[.!?]{1,16}+[\"'”’)\]]{0,16}+\s+|[。！？…]+[」』”’）]*\s*"
 _SEPARATORS: Final = (r"\n[ \t\r]*\n\s*", r"\n", _SENTENCE_END, r"[,;:]\s+|[、，；：·]\s*", r"\s+")
 _COMPILED: Final = tuple(re.compile(separator) for separator in _SEPARATORS)
 

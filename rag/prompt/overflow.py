@@ -12,7 +12,7 @@ SHRINK: Final = 2 / 3
 _LEAST_NAMED: Final = 128
 """A smaller number names something else than a window."""
 
-_NUMBER: Final = r"(\d[\d,_]*)"
+_NUMBER: Final = r"(?<![\d,_])(\d[\d,_]*+)"
 _LIMIT: Final = re.compile(
     rf"(?:context (?:length|window|size)|maximum(?: number of tokens allowed)?|max(?:imum)? tokens allowed)"
     rf"\D{{0,40}}?{_NUMBER}|>\s*{_NUMBER} (?:tokens? )?maximum",

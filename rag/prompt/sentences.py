@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -16,7 +17,7 @@ _CANDIDATE: Final = re.compile(
 _FULL_WIDTH: Final = frozenset("。！？")
 _KOREAN_ENDING: Final = frozenset("다요죠까")
 _LIST_MARKER: Final = re.compile(r"(?:^|\n)[ \t]*(?:[-*+>][ \t]+)*(?:\d{1,3}|[A-Za-z])$")
-_LAST_WORD: Final = re.compile(r"[A-Za-z.]+$")
+_LETTERS_AND_DOT: Final = string.ascii_letters + "."
 _DOTTED: Final = re.compile(r"(?:[A-Za-z]\.)+[A-Za-z]")
 _NEVER_LAST: Final = frozenset({"cf", "dr", "e.g", "eg", "i.e", "ie", "mr", "mrs", "ms", "prof", "vs"})
 _BEFORE_NUMBER: Final = frozenset({"ch", "eq", "ex", "fig", "no", "p", "pp", "sec", "vol"})
@@ -39,7 +40,7 @@ def sentence_ends(text: str) -> Iterator[int]:
         end = match.start() if match["gap"] else match.end()
         if text[start:end].strip():
             yield end
-            start = end
+        start = end
     if text[start:].strip():
         yield len(text)
 
@@ -115,10 +116,7 @@ def _is_marker_or_abbreviation(text: str, dot: int, following: str) -> bool:
     before = text[max(0, dot - _LOOK_BACK_CHARACTERS) : dot]
     if _LIST_MARKER.search(before) and (before.count("\n") or dot < _LOOK_BACK_CHARACTERS):
         return True
-    word = _LAST_WORD.search(before)
-    if word is None:
-        return False
-    name = word[0].lower()
+    name = before[len(before.rstrip(_LETTERS_AND_DOT)) :].lower()
     if name in _NEVER_LAST:
         return True
     if name in _BEFORE_NUMBER:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from rag.prompt.budget import Count, PassageLike, build_prompt
-from rag.prompt.numbers import unsupported_numbers
+from rag.prompt.numbers import numbers_of, numbers_outside, unsupported_numbers
 from rag.prompt.sentences import cut_to_tokens, sentence_ends, split_sentences
 from rag.providers.protocol import ChatMessage
 
@@ -21,12 +21,13 @@ _RULE: Final = re.compile(r"^[ \t]*(?:[-*_][ \t]*){3,}$", re.MULTILINE)
 _LIST_ITEM: Final = re.compile(r"^[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t]+", re.MULTILINE)
 _BLOCK: Final = re.compile(r"^[ \t]*(?:```|~~~|#{1,6}[ \t]|\||>)", re.MULTILINE)
 _BLANK_LINE: Final = re.compile(r"\n[ \t\r]*\n")
+_DIGITS_AND_MARKS: Final = "0123456789.,"
 _MOST_NAMED: Final = 10
 _MOST_DIGITS: Final = 20
 _THOUGHT: Final = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
-_NUMBER_AT_END: Final = re.compile(r"\d[\d.,]*\Z")
 _LABEL: Final = re.compile(r"^[*_#\s]*(?:요약(?:문)?|summary|tl;dr)[*_]*\s*[:：][*_]*\s*", re.IGNORECASE)
-_FINISHED: Final = re.compile(r"""[.!?。！？…:;,]["'”’)\]」』》*_]*$""")
+_CLOSERS: Final = "\"'”’)]」』》*_"
+_END_MARKS: Final = tuple(".!?。！？…:;,")
 
 
 def build_summary_prompt(
@@ -119,9 +120,10 @@ def to_session_summary(text: str, source: str, *, max_tokens: int, count: Count)
 
 def without_unsupported(text: str, source: str) -> str:
     """A text without the sentences that hold a number which `source` does not."""
-    if not unsupported_numbers(text, source):
+    known = numbers_of(source)
+    if not numbers_outside(known, text):
         return text
-    return " ".join(sentence for sentence in split_sentences(text) if not unsupported_numbers(sentence, source))
+    return " ".join(sentence for sentence in split_sentences(text) if not numbers_outside(known, sentence))
 
 
 def to_paragraph(text: str) -> str:
@@ -142,12 +144,16 @@ def _one_paragraph(text: str) -> str:
             words = " ".join(_LIST_ITEM.sub("", line).split())
             if not words:
                 continue
-            if is_list and _LIST_ITEM.match(line) and not _FINISHED.search(words):
+            if is_list and _LIST_ITEM.match(line) and not _is_finished(words):
                 words += "."
             parts.append(words)
-        if parts and not _FINISHED.search(parts[-1]):
+        if parts and not _is_finished(parts[-1]):
             parts[-1] += "."
     return _LABEL.sub("", " ".join(parts))
+
+
+def _is_finished(text: str) -> bool:
+    return text.rstrip(_CLOSERS).endswith(_END_MARKS)
 
 
 def _cut_at_word(text: str) -> str:
@@ -157,5 +163,5 @@ def _cut_at_word(text: str) -> str:
     if space >= 0:
         head = head[:space]
     elif text[len(head)].isdigit():
-        head = _NUMBER_AT_END.sub("", head)
+        head = head.rstrip(_DIGITS_AND_MARKS)
     return head.rstrip() + "…"

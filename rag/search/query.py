@@ -18,10 +18,11 @@ _HISTORY_WEIGHT: Final = 0.6
 _MORPHEME_WEIGHT: Final = 0.75
 _PARTICLE_WEIGHT: Final = 0.3
 _HANGUL = re.compile("[가-힣]")
-_PARTICLE_ENDINGS = re.compile(
-    r"([가-힣]+?)(에서는|으로는|에게서|이라는|에서|에게|에는|으로|까지|부터|하고|이나|라는|이랑|보다|처럼|은요|는요|은|는|이|가|을|를|의|에|도|로|와|과|만)"
-    r"(?![가-힣])"
+_HANGUL_WORD = re.compile("[가-힣]+")
+_PARTICLE_ENDING = re.compile(
+    r"(에서는|으로는|에게서|이라는|에서|에게|에는|으로|까지|부터|하고|이나|라는|이랑|보다|처럼|은요|는요|은|는|이|가|을|를|의|에|도|로|와|과|만)\Z"
 )
+_LONGEST_PARTICLE: Final = 3
 _QUESTION_WORDS = re.compile(
     r"무엇\w*|무슨|뭐\w*|뭔\w*|어떻게|어떤|어때\w*|어떠\w*|어디\w*|언제\w*|누가|누구\w*|얼마\w*|왜\w*|"
     r"그건|그것\w*|그게|그래\w*|이건|이것\w*|이게|저것\w*|거기\w*|여기\w*|대해서?|관해서?|궁금\w*|"
@@ -106,10 +107,11 @@ def _words(text: str) -> frozenset[frozenset[str]]:
 def _weights(text: str) -> dict[str, float]:
     asked = _QUESTION_WORDS.sub(" ", text)
     weights: dict[str, float] = dict(Counter(terms(asked)))
-    for word, particle in _PARTICLE_ENDINGS.findall(asked):
+    for word in _HANGUL_WORD.findall(asked):
+        particle = _PARTICLE_ENDING.search(word, max(1, len(word) - _LONGEST_PARTICLE))
         # A noun with another particle is the same noun, so the bigrams that reach into the particle say little.
-        for start in range(len(word) - 1, len(word) + len(particle) - 1):
-            bigram = (word + particle)[start : start + 2]
+        for start in range(particle.start() - 1, len(word) - 1) if particle else ():
+            bigram = word[start : start + 2]
             if bigram in weights:
                 weights[bigram] *= _PARTICLE_WEIGHT
     return weights
