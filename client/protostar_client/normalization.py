@@ -7,8 +7,8 @@ from typing import Final, Literal
 
 Form = Literal["NFC", "NFD", "NFKC", "NFKD"]
 
-_PIECE_CHARACTERS: Final = 1_000
-"""`unicodedata.normalize` sorts a run of combining marks by insertion: 128,000 marks take 8 s, a piece 0.5 ms."""
+_PIECE_CHARACTERS: Final = 256
+"""`unicodedata.normalize` sorts a run of combining marks by insertion: 128,000 marks take 8 s, a piece 0.03 ms."""
 _LOOK_BACK_CHARACTERS: Final = 64
 
 
