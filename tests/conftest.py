@@ -16,8 +16,8 @@ from stack.places import Account, server_account, temporary_base_folder
 from stack.postgres import Postgres
 from stack.processes import Process
 from stack.redis import Redis
-from tests.support.house import House, until
 from tests.support.model_control import ModelControl, running_model_server
+from tests.support.stack_under_test import Stack, until
 
 DOCUMENT = """# 전달 보장
 
@@ -120,12 +120,12 @@ def make_corpus(folder: Path) -> Path:
 
 
 @pytest.fixture
-async def house(redis_url: str, database_url: str, model_server: ModelControl, tmp_path: Path) -> AsyncIterator[House]:
+async def stack(redis_url: str, database_url: str, model_server: ModelControl, tmp_path: Path) -> AsyncIterator[Stack]:
     """Everything a worker needs, for one test that starts its own."""
     model_server.reset()
-    house = House(redis_url, database_url, model_server, tmp_path, make_corpus(tmp_path))
-    yield house
-    await house.close()
+    stack = Stack(redis_url, database_url, model_server, tmp_path, make_corpus(tmp_path))
+    yield stack
+    await stack.close()
 
 
 @pytest.fixture(scope="session")
@@ -153,32 +153,32 @@ def shared_workers() -> Iterator[list[Process]]:
 
 
 @pytest.fixture
-async def shared_house(
+async def shared_stack(
     shared_places: tuple[str, str, Path], shared_workers: list[Process], model_server: ModelControl
-) -> AsyncIterator[House]:
-    """A house whose worker serves other tests too: use sessions and job ids of your own, and leave it alive."""
+) -> AsyncIterator[Stack]:
+    """A stack whose worker serves other tests too: use sessions and job ids of your own, and leave it alive."""
     redis_url, database_url, folder = shared_places
     model_server.reset()
-    house = House(redis_url, database_url, model_server, folder, folder / "corpus")
-    house.workers = shared_workers
+    stack = Stack(redis_url, database_url, model_server, folder, folder / "corpus")
+    stack.workers = shared_workers
     # One test's bad provider is not the next one's.
-    house.environment["PROTOSTAR_PROVIDER_WAIT"] = "0"
+    stack.environment["PROTOSTAR_PROVIDER_WAIT"] = "0"
     if not shared_workers:
-        await house.start_worker()
+        await stack.start_worker()
 
         async def indexed() -> object:
-            return await house.rows("SELECT 1 FROM documents")
+            return await stack.rows("SELECT 1 FROM documents")
 
-        await until(indexed, "the corpus is indexed", house.logs)
+        await until(indexed, "the corpus is indexed", stack.logs)
 
     async def has_followed_up() -> bool:
-        queued = await house.redis.zrange("arq:queue", 0, -1)
+        queued = await stack.redis.zrange("arq:queue", 0, -1)
         follow_ups = [job_id for job_id in queued if job_id.startswith((b"summary:", b"rollup:"))]
-        return not follow_ups and not await house.rows("SELECT 1 FROM outbox_jobs")
+        return not follow_ups and not await stack.rows("SELECT 1 FROM outbox_jobs")
 
     # A summary of the last test's answer would take what this test scripts.
-    await until(has_followed_up, "the last test's summaries are written", house.logs)
-    yield house
+    await until(has_followed_up, "the last test's summaries are written", stack.logs)
+    yield stack
     model_server.reset()
-    assert shared_workers[0].running, house.logs()
-    await house.disconnect()
+    assert shared_workers[0].running, stack.logs()
+    await stack.disconnect()

@@ -32,8 +32,8 @@ from stack.places import server_account, temporary_base_folder
 from stack.postgres import Postgres
 from stack.processes import Process
 from stack.redis import Redis
-from tests.support.house import ENDINGS, House, check_order, text_of
 from tests.support.model_control import running_model_server
+from tests.support.stack_under_test import ENDINGS, Stack, check_order, text_of
 
 T = TypeVar("T")
 
@@ -80,10 +80,10 @@ class Report:
 
 
 class Soak:
-    """One run in a house, with the Redis server that may be restarted."""
+    """One run in a stack, with the Redis server that may be restarted."""
 
-    def __init__(self, house: House, redis_server: Redis, plan: Plan) -> None:
-        self._house = house
+    def __init__(self, stack: Stack, redis_server: Redis, plan: Plan) -> None:
+        self._stack = stack
         self._server = redis_server
         self._plan = plan
         self._random = random.Random(plan.seed)
@@ -95,13 +95,13 @@ class Soak:
     async def run(self) -> Report:
         """Enqueue, kill, wait for the end, count."""
         started = time.monotonic()
-        self._house.model.script(
+        self._stack.model.script(
             {"model": SUMMARY_MODEL, "pieces": ["답은 하나입니다."], "times": None},
             {"pieces": PIECES, "delay_s": 0.01, "times": None},
         )
-        self._steady = await self._house.start_worker()
+        self._steady = await self._stack.start_worker()
         for _ in range(self._plan.workers - 1):
-            await self._house.start_worker()
+            await self._stack.start_worker()
         await asyncio.gather(self._produce(), self._wreak_havoc(), self._watch_memory())
         await self._until_done()
         report = await self._count()
@@ -123,7 +123,7 @@ class Soak:
                 self._live[job_id] = asyncio.create_task(self._read(job_id))
 
     async def _enqueue(self, session: str, job_id: str) -> None:
-        redis = self._house.redis
+        redis = self._stack.redis
 
         async def enqueue() -> None:
             arguments: dict[str, Any] = {"user_uuid": USER, "session_id": session, "content": f"질문 {job_id}"}
@@ -140,7 +140,7 @@ class Soak:
         last_id = "0-0"
         while not (events and events[-1]["type"] in ENDINGS):
             after: dict[Any, Any] = {f"chat:events:{job_id}": last_id}
-            reply = await patiently(partial(self._house.redis.xread, after, block=500))
+            reply = await patiently(partial(self._stack.redis.xread, after, block=500))
             for entry_id, fields in reply[0][1] if reply else ():
                 last_id = entry_id.decode()
                 events.append(json.loads(fields[b"data"]))
@@ -160,14 +160,14 @@ class Soak:
 
     async def _kill(self) -> None:
         self._victim().kill()
-        self._house.launch()
+        self._stack.launch()
 
     async def _stop(self) -> None:
         self._victim().send(signal.SIGTERM)
-        self._house.launch()
+        self._stack.launch()
 
     def _victim(self) -> Process:
-        running = [worker for worker in self._house.workers if worker.running and worker is not self._steady]
+        running = [worker for worker in self._stack.workers if worker.running and worker is not self._steady]
         return self._random.choice(running)
 
     async def _restart_redis(self) -> None:
@@ -188,8 +188,8 @@ class Soak:
 
     async def _until_done(self) -> None:
         async def busy() -> int:
-            rows = await self._house.rows("SELECT 1 FROM outbox_jobs LIMIT 1")
-            return int(await self._house.redis.zcard("arq:queue")) + len(rows)
+            rows = await self._stack.rows("SELECT 1 FROM outbox_jobs LIMIT 1")
+            return int(await self._stack.redis.zcard("arq:queue")) + len(rows)
 
         best, best_at = sys.maxsize, time.monotonic()
         while (left := await patiently(busy)) and time.monotonic() - best_at < PATIENCE_S / 4:
@@ -204,7 +204,7 @@ class Soak:
 
     async def _count(self) -> Report:
         report = Report(self._plan)
-        rows = await self._house.rows("SELECT * FROM messages ORDER BY id")
+        rows = await self._stack.rows("SELECT * FROM messages ORDER BY id")
         by_job: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in rows:
             by_job[row["job_id"]].append(row)
@@ -219,7 +219,7 @@ class Soak:
         return report
 
     async def _check_job(self, report: Report, job_id: str, rows: list[dict[str, Any]], attempts: Counter[int]) -> None:
-        entries = await self._house.redis.xrange(f"chat:events:{job_id}")
+        entries = await self._stack.redis.xrange(f"chat:events:{job_id}")
         events = [json.loads(fields[b"data"]) for _, fields in entries]
         if not events or events[-1]["type"] != "done" or len(rows) < 2 or rows[1]["summary"] is None:
             report.lost.append(job_id)
@@ -244,7 +244,7 @@ class Soak:
 
     async def _left_over(self) -> list[str]:
         kept = ("arq:result:", "chat:events:", "arq:queue:health-check", "protostar:owners", "protostar:alive:")
-        names = [key.decode() async for key in self._house.redis.scan_iter(count=1000)]
+        names = [key.decode() async for key in self._stack.redis.scan_iter(count=1000)]
         return [
             name
             for name in names
@@ -265,7 +265,7 @@ async def patiently(call: Callable[[], Awaitable[T]]) -> T:
 
 
 @contextmanager
-def _house() -> Iterator[tuple[House, Redis]]:
+def _stack() -> Iterator[tuple[Stack, Redis]]:
     account = server_account()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -278,16 +278,16 @@ def _house() -> Iterator[tuple[House, Redis]]:
         asyncio.run(migrate(postgres.url("soak")))
         corpus = Path(folder) / "corpus"
         corpus.mkdir()
-        house = House(redis.url, postgres.url("soak"), model, Path(folder), corpus)
-        yield house, redis
+        stack = Stack(redis.url, postgres.url("soak"), model, Path(folder), corpus)
+        yield stack, redis
 
 
-async def _run(house: House, redis: Redis, plan: Plan) -> Report:
-    house.environment |= {"PROTOSTAR_SUMMARY_MODEL": SUMMARY_MODEL, "PROTOSTAR_REINDEX_MINUTES": "0"}
+async def _run(stack: Stack, redis: Redis, plan: Plan) -> Report:
+    stack.environment |= {"PROTOSTAR_SUMMARY_MODEL": SUMMARY_MODEL, "PROTOSTAR_REINDEX_MINUTES": "0"}
     try:
-        return await Soak(house, redis, plan).run()
+        return await Soak(stack, redis, plan).run()
     finally:
-        await house.close()
+        await stack.close()
 
 
 def main() -> None:
@@ -296,8 +296,8 @@ def main() -> None:
     for name, default in asdict(Plan()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     plan = Plan(**vars(parser.parse_args()))
-    with _house() as (house, redis):
-        report = asyncio.run(_run(house, redis, plan))
+    with _stack() as (stack, redis):
+        report = asyncio.run(_run(stack, redis, plan))
     print(json.dumps(asdict(report)))
     sys.exit(0 if report.faultless else 1)
 

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from protostar.cli.app import app
 from protostar.cli.support.errors import CommandError
 from tests.cli.test_cli import NOWHERE, USER
-from tests.support.house import ROOT, House, clean_environment, until
+from tests.support.stack_under_test import ROOT, Stack, clean_environment, until
 
 FIELDS = set("job_id state function mode user_uuid session_id age_s due_s attempt owner waits_for".split())  # noqa: SIM905
 PARTS = ["workers", "queue", "answers", "models", "outbox", "index"]
@@ -39,33 +39,33 @@ def run(*arguments: str, **variables: str) -> tuple[int, str, str]:
     return done.exit_code, done.stdout, done.stderr
 
 
-async def run_in(house: House, *arguments: str) -> tuple[int, str, str]:
-    return await asyncio.to_thread(run, *arguments, **house.environment)
+async def run_in(stack: Stack, *arguments: str) -> tuple[int, str, str]:
+    return await asyncio.to_thread(run, *arguments, **stack.environment)
 
 
-async def lines_in(house: House, *arguments: str) -> list[dict[str, Any]]:
-    code, printed, said = await run_in(house, *arguments, "--json")
+async def lines_in(stack: Stack, *arguments: str) -> list[dict[str, Any]]:
+    code, printed, said = await run_in(stack, *arguments, "--json")
     assert (code, said) == (0, "")
     return [json.loads(line) for line in printed.splitlines()]
 
 
-async def start(house: House, *arguments: str, stdin: int | None = None) -> Process:
+async def start(stack: Stack, *arguments: str, stdin: int | None = None) -> Process:
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "protostar", *arguments),
         cwd=ROOT,
-        env=clean_environment() | house.environment,
+        env=clean_environment() | stack.environment,
         stdin=stdin,
         stdout=PIPE,
         stderr=PIPE,
     )
 
 
-async def held(house: House, gate: str, content: str, *, pieces: list[str]) -> tuple[str, str, str]:
+async def held(stack: Stack, gate: str, content: str, *, pieces: list[str]) -> tuple[str, str, str]:
     """A running turn of a new session that has said its first piece and waits at a gate: user, session, job."""
     user, session = str(uuid4()), f"s-{uuid4().hex[:6]}"
-    house.model.script({"contains": content, "pieces": pieces, "after": 1, "hold": gate})
-    job = await house.ask(content, user=user, session=session)
-    await house.until_said(job.job_id, pieces[0])
+    stack.model.script({"contains": content, "pieces": pieces, "after": 1, "hold": gate})
+    job = await stack.ask(content, user=user, session=session)
+    await stack.until_said(job.job_id, pieces[0])
     return user, session, job.job_id
 
 
@@ -233,142 +233,142 @@ def test_a_status_without_postgres_tells_the_rest_and_fails(redis_url: str, redi
 # Beside a worker
 
 
-async def test_watch_prints_an_answer_again_and_from_the_middle(shared_house: House) -> None:
-    house = shared_house
-    _, _, job_id = await held(house, "twice", "인사해 줘", pieces=["안녕", "하세요"])
-    house.model.release("twice")
-    assert (await house.events(job_id))[-1]["type"] == "done"
-    assert await house.output("watch", job_id) == "안녕하세요\n"
-    events = [json.loads(line) for line in (await house.output("watch", job_id, "--json")).splitlines()]
+async def test_watch_prints_an_answer_again_and_from_the_middle(shared_stack: Stack) -> None:
+    stack = shared_stack
+    _, _, job_id = await held(stack, "twice", "인사해 줘", pieces=["안녕", "하세요"])
+    stack.model.release("twice")
+    assert (await stack.events(job_id))[-1]["type"] == "done"
+    assert await stack.output("watch", job_id) == "안녕하세요\n"
+    events = [json.loads(line) for line in (await stack.output("watch", job_id, "--json")).splitlines()]
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
     assert (events[0]["type"], events[-1]["type"]) == ("start", "done")
     first = next(event for event in events if event["type"] == "delta")
-    assert await house.output("watch", job_id, "--last-id", first["id"]) == "하세요\n"
+    assert await stack.output("watch", job_id, "--last-id", first["id"]) == "하세요\n"
 
 
-async def test_watch_of_a_failed_job_fails_also_after_its_ending(shared_house: House) -> None:
-    house = shared_house
-    house.model.script(FAILS)
-    job = await house.ask("실패할 질문")
-    events = await house.events(job.job_id)
-    await house.result(job.job_id)
+async def test_watch_of_a_failed_job_fails_also_after_its_ending(shared_stack: Stack) -> None:
+    stack = shared_stack
+    stack.model.script(FAILS)
+    job = await stack.ask("실패할 질문")
+    events = await stack.events(job.job_id)
+    await stack.result(job.job_id)
     for last_id in ("0-0", f"{events[-1]['attempt']}-{events[-1]['seq']}"):
-        code, printed, said = await house.run("watch", job.job_id, "--last-id", last_id)
+        code, printed, said = await stack.run("watch", job.job_id, "--last-id", last_id)
         assert (code, printed) == (1, "")
         [line] = said.splitlines()
         assert line.startswith(f"protostar: {events[-1]['code']}: ")
 
 
-async def test_ctrl_c_in_watch_leaves_the_job_alone_and_says_how_to_go_on(shared_house: House) -> None:
-    house = shared_house
-    _, _, job_id = await held(house, "watch", "길게 답해 줘", pieces=["처음 ", "끝"])
-    watching = await start(house, "watch", job_id)
+async def test_ctrl_c_in_watch_leaves_the_job_alone_and_says_how_to_go_on(shared_stack: Stack) -> None:
+    stack = shared_stack
+    _, _, job_id = await held(stack, "watch", "길게 답해 줘", pieces=["처음 ", "끝"])
+    watching = await start(stack, "watch", job_id)
     assert watching.stdout is not None
     assert await asyncio.wait_for(watching.stdout.readexactly(len("처음 ".encode())), 30) == "처음 ".encode()
     watching.send_signal(signal.SIGINT)
     printed, said = await asyncio.wait_for(watching.communicate(), 30)
     assert (watching.returncode, printed) == (130, b"\n")
     assert said.decode().startswith(f"to go on: protostar watch {job_id} --last-id 1-")
-    house.model.release("watch")
-    assert (await house.events(job_id))[-1]["type"] == "done"
+    stack.model.release("watch")
+    assert (await stack.events(job_id))[-1]["type"] == "done"
 
 
-async def test_running_and_waiting_turns_are_told_and_cancelled(shared_house: House) -> None:
-    house = shared_house
-    user, session, running = await held(house, "jobs", "오래 걸리는 질문", pieces=["일부", "나머지"])
-    waiting = (await house.ask("다음 질문", user=user, session=session)).job_id
+async def test_running_and_waiting_turns_are_told_and_cancelled(shared_stack: Stack) -> None:
+    stack = shared_stack
+    user, session, running = await held(stack, "jobs", "오래 걸리는 질문", pieces=["일부", "나머지"])
+    waiting = (await stack.ask("다음 질문", user=user, session=session)).job_id
 
     async def waits() -> object:
-        record: Any = house.redis.hget(keys.RECORD_PREFIX + waiting, "state")
+        record: Any = stack.redis.hget(keys.RECORD_PREFIX + waiting, "state")
         return await record == b"waiting"
 
-    await until(waits, "the second turn waits", house.logs)
-    [told] = [job for job in await lines_in(house, "jobs") if job["job_id"] == waiting]
+    await until(waits, "the second turn waits", stack.logs)
+    [told] = [job for job in await lines_in(stack, "jobs") if job["job_id"] == waiting]
     assert (told["state"], told["waits_for"], told["attempt"], told["owner"]) == ("waiting", running, 0, "")
-    [told] = await lines_in(house, "jobs", "--state", "running")
-    [owner] = [name.decode() for name in await house.owners()]
+    [told] = await lines_in(stack, "jobs", "--state", "running")
+    [owner] = [name.decode() for name in await stack.owners()]
     assert (told["job_id"], told["state"], told["attempt"], told["owner"]) == (running, "running", 1, owner)
     assert (told["session_id"], told["user_uuid"]) == (session, user)
-    _, queued, _ = await run_in(house, "jobs", "--state", "queued")
+    _, queued, _ = await run_in(stack, "jobs", "--state", "queued")
     assert f"after {running}" in queued
     assert running not in [line.split()[0] for line in queued.splitlines()]
     for job_id in (waiting, running):
-        assert await run_in(house, "cancel", job_id) == (0, "", f"job {job_id} is cancelled\n")
-    code, printed, said = await house.run("watch", running)
+        assert await run_in(stack, "cancel", job_id) == (0, "", f"job {job_id} is cancelled\n")
+    code, printed, said = await stack.run("watch", running)
     assert (code, printed, said) == (1, "일부\n", "protostar: the job was cancelled\n")
 
-    _, printed, _ = await run_in(house, "history", session, "--user", user)
+    _, printed, _ = await run_in(stack, "history", session, "--user", user)
     assert printed.startswith("--- user · ")
     assert printed.endswith(f"· {running}\n일부\n\n")
-    [newest] = await lines_in(house, "history", session, "--user", user, "--limit", "1")
+    [newest] = await lines_in(stack, "history", session, "--user", user, "--limit", "1")
     assert (newest["content"], newest["status"]) == ("일부", "cancelled")
-    code, printed, said = await run_in(house, "history", session)
+    code, printed, said = await run_in(stack, "history", session)
     assert (code, printed) == (0, "")
     assert "no such session" in said
 
 
-async def test_status_tells_of_the_worker_and_what_it_does(shared_house: House) -> None:
-    house = shared_house
-    _, _, running = await held(house, "status", "자세히 답해 줘", pieces=["일부", "나머지"])
+async def test_status_tells_of_the_worker_and_what_it_does(shared_stack: Stack) -> None:
+    stack = shared_stack
+    _, _, running = await held(stack, "status", "자세히 답해 줘", pieces=["일부", "나머지"])
 
     async def beats() -> object:
-        [status] = await lines_in(house, "status")
+        [status] = await lines_in(stack, "status")
         return status if status["running_turns"] and status["tokens_a_second"] else None
 
-    status = await until(beats, "the heartbeat tells of the turn", house.logs)
+    status = await until(beats, "the heartbeat tells of the turn", stack.logs)
     [worker] = status["workers"]
-    assert (worker["owner"].encode() in await house.owners(), worker["is_alive"], worker["running"]) == (True, True, 1)
+    assert (worker["owner"].encode() in await stack.owners(), worker["is_alive"], worker["running"]) == (True, True, 1)
     assert (worker["beat"]["busy"]["chat"], worker["beat"]["slots"]["chat"]) == (1, 100)
     assert (status["running_turns"], status["queue"]["running"], status["queue"]["waiting"]) == (1, 1, 0)
     assert [(model["model"], model["is_down"]) for model in status["models"]] == [("test-model", False)]
     assert (status["store"]["index"]["documents"], status["store"]["index"]["last_error"]) == (1, None)
-    house.model.release("status")
-    await house.events(running)
-    assert await run_in(house, "cancel", running) == (
+    stack.model.release("status")
+    await stack.events(running)
+    assert await run_in(stack, "cancel", running) == (
         1,
         "",
         f"protostar: job {running} was not cancelled: it had ended\n",
     )
-    _, shown, _ = await run_in(house, "status")
+    _, shown, _ = await run_in(stack, "status")
     assert [line.split()[0] for line in shown.splitlines() if not line.startswith(" ")] == PARTS
 
 
-async def test_a_dead_job_is_listed_with_its_reason_and_put_back(shared_house: House) -> None:
-    house = shared_house
-    house.model.script({"status": 401, "error": {"message": "no"}, "times": None})
-    job = await house.ask("질문")
-    await house.result(job.job_id)
-    [letter] = [dead for dead in await lines_in(house, "jobs", "--state", "dead") if dead["job_id"] == job.job_id]
+async def test_a_dead_job_is_listed_with_its_reason_and_put_back(shared_stack: Stack) -> None:
+    stack = shared_stack
+    stack.model.script({"status": 401, "error": {"message": "no"}, "times": None})
+    job = await stack.ask("질문")
+    await stack.result(job.job_id)
+    [letter] = [dead for dead in await lines_in(stack, "jobs", "--state", "dead") if dead["job_id"] == job.job_id]
     assert (letter["state"], letter["code"], letter["function"]) == ("dead", "provider_error", "generate_chat")
-    _, shown, _ = await run_in(house, "jobs", "--state", "dead")
+    _, shown, _ = await run_in(stack, "jobs", "--state", "dead")
     [line] = [line for line in shown.splitlines() if line.startswith(job.job_id)]
     assert "provider_error" in line
-    house.model.reset()
-    assert (await run_in(house, "retry", job.job_id))[0] == 0
-    assert (await house.events(job.job_id))[-1]["type"] == "done"
-    assert (await run_in(house, "retry", job.job_id))[0] == 1
+    stack.model.reset()
+    assert (await run_in(stack, "retry", job.job_id))[0] == 0
+    assert (await stack.events(job.job_id))[-1]["type"] == "done"
+    assert (await run_in(stack, "retry", job.job_id))[0] == 1
 
 
-async def test_chat_answers_line_after_line_in_one_session(shared_house: House) -> None:
-    house = shared_house
-    house.model.script({"contains": "하나", "pieces": ["1번 답"]}, FAILS | {"contains": "둘"}, {"pieces": ["3번 답"]})
+async def test_chat_answers_line_after_line_in_one_session(shared_stack: Stack) -> None:
+    stack = shared_stack
+    stack.model.script({"contains": "하나", "pieces": ["1번 답"]}, FAILS | {"contains": "둘"}, {"pieces": ["3번 답"]})
     user, session = str(uuid4()), f"s-{uuid4().hex[:6]}"
-    talking = await start(house, "chat", "--user", user, "--session", session, stdin=PIPE)
+    talking = await start(stack, "chat", "--user", user, "--session", session, stdin=PIPE)
     printed, said = await asyncio.wait_for(talking.communicate("하나\n\n둘\n셋\n".encode()), 60)
     assert printed.decode() == "1번 답\n3번 답\n"
     assert talking.returncode == 1, "one of the questions failed"
     assert "not every question was answered" in said.decode().splitlines()[-1]
-    history = await lines_in(house, "history", session, "--user", user)
+    history = await lines_in(stack, "history", session, "--user", user)
     assert [message["content"] for message in history if message["role"] == "user"] == ["하나", "둘", "셋"]
 
 
-async def test_status_on_a_terminal_goes_on_until_ctrl_c(shared_house: House) -> None:
-    house = shared_house
+async def test_status_on_a_terminal_goes_on_until_ctrl_c(shared_stack: Stack) -> None:
+    stack = shared_stack
     shown, terminal = pty.openpty()
     watching = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "protostar", "status", "--every", "0.1"),
         cwd=ROOT,
-        env=clean_environment() | house.environment | {"TERM": "xterm", "NO_COLOR": "1", "COLUMNS": "200"},
+        env=clean_environment() | stack.environment | {"TERM": "xterm", "NO_COLOR": "1", "COLUMNS": "200"},
         stdout=terminal,
         stderr=PIPE,
     )
@@ -384,33 +384,33 @@ async def test_status_on_a_terminal_goes_on_until_ctrl_c(shared_house: House) ->
     assert "\x1b[3" not in seen, "a colour"
 
 
-async def test_ctrl_c_in_chat_cancels_the_answer_and_goes_on(shared_house: House) -> None:
-    house = shared_house
-    house.model.script({"contains": "길게", "pieces": ["처음", "끝"], "after": 1, "hold": "chat"})
-    talking = await start(house, "chat", stdin=PIPE)
+async def test_ctrl_c_in_chat_cancels_the_answer_and_goes_on(shared_stack: Stack) -> None:
+    stack = shared_stack
+    stack.model.script({"contains": "길게", "pieces": ["처음", "끝"], "after": 1, "hold": "chat"})
+    talking = await start(stack, "chat", stdin=PIPE)
     assert talking.stdin is not None
     assert talking.stdout is not None
     talking.stdin.write("길게 답해 줘\n".encode())
     assert await asyncio.wait_for(talking.stdout.readexactly(len("처음".encode())), 30) == "처음".encode()
     talking.send_signal(signal.SIGINT)
-    house.model.script({"contains": "짧게", "pieces": ["짧은 답"]})
+    stack.model.script({"contains": "짧게", "pieces": ["짧은 답"]})
     printed, said = await asyncio.wait_for(talking.communicate("짧게\n".encode()), 30)
     assert (talking.returncode, printed.decode()) == (0, "\n짧은 답\n")
     assert said.decode().splitlines()[0] == "the answer was cancelled"
 
 
-async def test_a_job_that_is_nobodys_is_listed_and_cancelled(shared_house: House) -> None:
-    house = shared_house
+async def test_a_job_that_is_nobodys_is_listed_and_cancelled(shared_stack: Stack) -> None:
+    stack = shared_stack
     job_id = f"later-{uuid4().hex[:6]}"
-    await house.redis.enqueue_job("reindex_corpus", _job_id=job_id, _defer_by=3600)
-    [told] = [job for job in await lines_in(house, "jobs", "--state", "queued") if job["job_id"] == job_id]
+    await stack.redis.enqueue_job("reindex_corpus", _job_id=job_id, _defer_by=3600)
+    [told] = [job for job in await lines_in(stack, "jobs", "--state", "queued") if job["job_id"] == job_id]
     assert (told["state"], told["function"], told["user_uuid"]) == ("deferred", "reindex_corpus", "")
     assert 0 < told["due_s"] <= 3600
-    code, printed, said = await house.run("watch", job_id, "--last-id", "1-1")
+    code, printed, said = await stack.run("watch", job_id, "--last-id", "1-1")
     assert (code, printed) == (1, "")
     assert "is no question" in said
-    assert await run_in(house, "cancel", job_id) == (0, "", f"job {job_id} is cancelled\n")
-    assert await run_in(house, "cancel", job_id) == (
+    assert await run_in(stack, "cancel", job_id) == (0, "", f"job {job_id} is cancelled\n")
+    assert await run_in(stack, "cancel", job_id) == (
         1,
         "",
         f"protostar: job {job_id} was not cancelled: it had ended\n",

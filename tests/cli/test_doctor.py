@@ -31,7 +31,7 @@ from stack.places import Account, temporary_base_folder
 from stack.postgres import Postgres
 from stack.processes import Process
 from stack.redis import Redis
-from tests.support.house import ROOT, House, clean_environment, until
+from tests.support.stack_under_test import ROOT, Stack, clean_environment, until
 
 NOWHERE = {"REDIS_URL": "redis://127.0.0.1:1/0", "DATABASE_URL": "postgres://127.0.0.1:1/none"}
 
@@ -248,7 +248,7 @@ async def test_a_database_that_is_not_migrated_of_a_wrong_locale_and_without_pgv
 
 
 @pytest.mark.parametrize("provider", ["openai", "openrouter"])
-async def test_each_fault_of_a_provider(shared_house: House, monkeypatch: pytest.MonkeyPatch, provider: str) -> None:
+async def test_each_fault_of_a_provider(shared_stack: Stack, monkeypatch: pytest.MonkeyPatch, provider: str) -> None:
     faults: dict[str, dict[str, Any]] = {
         "refused-key": {"status": 401, "error": {"message": "Incorrect API key provided", "code": "invalid_api_key"}},
         "unknown": {"status": 404, "error": {"message": "The model `unknown` does not exist"}},
@@ -261,11 +261,11 @@ async def test_each_fault_of_a_provider(shared_house: House, monkeypatch: pytest
     }
     first, *others = faults
     faults["embeds"] = {"endpoint": "embeddings", "status": 404}
-    shared_house.model.script(*({"model": name, "times": None, **fault} for name, fault in faults.items()))
+    shared_stack.model.script(*({"model": name, "times": None, **fault} for name, fault in faults.items()))
     key, url = f"{provider.upper()}_API_KEY", f"{provider.upper()}_BASE_URL"
     environment = {
         key: "sk-test-secret",
-        url: shared_house.model.base_url,
+        url: shared_stack.model.base_url,
         "NO_PROXY": "127.0.0.1",
         "PROTOSTAR_PROVIDER": provider,
         "PROTOSTAR_CHAT_MODEL": first,
@@ -344,9 +344,9 @@ def as_a_user_without_rights() -> Iterator[None]:
         os.seteuid(0)
 
 
-async def test_an_index_that_is_stale(shared_house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_index_that_is_stale(shared_stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def index(**environment: str) -> Report:
-        return await look(monkeypatch, shared_house.environment | environment)
+        return await look(monkeypatch, shared_stack.environment | environment)
 
     (await index()).expect("index", "ok")
     (tmp_path / "new.md").write_text("# New\n")
@@ -359,27 +359,27 @@ async def test_an_index_that_is_stale(shared_house: House, tmp_path: Path, monke
 
 
 async def test_an_index_that_is_not_there_whose_making_failed_or_whose_file_has_changed(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = await look(monkeypatch, house.environment)
+    report = await look(monkeypatch, stack.environment)
     report.problem("index", "there is no index", remedy="protostar reindex")
 
-    house.environment["PROTOSTAR_REINDEX_MINUTES"] = "0"
+    stack.environment["PROTOSTAR_REINDEX_MINUTES"] = "0"
     how = ChunkSettings(400, 60, "test-model")
-    async with connect(house.database_url):
-        await reindex(house.corpus, settings=how)
-    (await look(monkeypatch, house.environment)).expect("index", "ok")
+    async with connect(stack.database_url):
+        await reindex(stack.corpus, settings=how)
+    (await look(monkeypatch, stack.environment)).expect("index", "ok")
 
-    (house.corpus / "delivery.md").write_text("# Other\n\nAnother text.\n")
-    report = await look(monkeypatch, house.environment)
+    (stack.corpus / "delivery.md").write_text("# Other\n\nAnother text.\n")
+    report = await look(monkeypatch, stack.environment)
     report.problem("index", "is stale: 1 file changed: delivery.md", remedy="protostar reindex")
 
-    house.model.script({"endpoint": "embeddings", "status": 401, "times": None})
+    stack.model.script({"endpoint": "embeddings", "status": 401, "times": None})
     monkeypatch.setenv("PROTOSTAR_EMBEDDING_MODEL", "embeds")
-    async with connect(house.database_url), embedding(load(CorpusSettings)) as embedder:
+    async with connect(stack.database_url), embedding(load(CorpusSettings)) as embedder:
         with pytest.raises(ProviderError):
-            await reindex(house.corpus, settings=how, embedder=embedder)
-    report = await look(monkeypatch, house.environment | {"PROTOSTAR_EMBEDDING_MODEL": "embeds"})
+            await reindex(stack.corpus, settings=how, embedder=embedder)
+    report = await look(monkeypatch, stack.environment | {"PROTOSTAR_EMBEDDING_MODEL": "embeds"})
     report.problem("index", "the last reindex failed", "401", remedy="protostar reindex")
     report.problem("index", "is stale: it was made with other", remedy="protostar reindex")
 
@@ -387,99 +387,99 @@ async def test_an_index_that_is_not_there_whose_making_failed_or_whose_file_has_
 # Workers, jobs and the outbox
 
 
-async def test_no_worker(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = await house.ask("아무도 없나요?")
-    await house.rows(
+async def test_no_worker(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = await stack.ask("아무도 없나요?")
+    await stack.rows(
         "INSERT INTO outbox_jobs (job_id, function, arguments, created_at) "
         "VALUES ('summary:1', 'summarize_message', '{}', now() - interval '1 minute')"
     )
-    report = await look(monkeypatch, house.environment)
+    report = await look(monkeypatch, stack.environment)
     report.problem("workers", "no worker runs", remedy="arq arq_settings.WorkerSettings")
     report.problem("jobs", job.job_id, "stuck, because no worker takes anything", remedy="start one")
     report.problem("outbox", "the outbox grows: 1 follow-up jobs", "60 s", remedy="start one")
 
 
 async def test_a_job_that_waits_a_job_that_is_stuck_and_a_worker_that_lives_but_does_nothing(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = await house.start_worker(PROTOSTAR_MAX_JOBS="1", PROTOSTAR_LEASE="120")
-    house.model.script({"pieces": ["가", "나"], "after": 1, "hold": "middle"})
+    worker = await stack.start_worker(PROTOSTAR_MAX_JOBS="1", PROTOSTAR_LEASE="120")
+    stack.model.script({"pieces": ["가", "나"], "after": 1, "hold": "middle"})
     user = str(uuid4())
-    running = await house.ask("하나", user=user, session="a")
-    await house.until_said(running.job_id, "가")
-    await house.ask("둘", user=user, session="a")
-    ready = await house.ask("셋", user=user, session="b")
+    running = await stack.ask("하나", user=user, session="a")
+    await stack.until_said(running.job_id, "가")
+    await stack.ask("둘", user=user, session="a")
+    ready = await stack.ask("셋", user=user, session="b")
 
-    report = await look(monkeypatch, house.environment)
+    report = await look(monkeypatch, stack.environment)
     report.expect("workers", "ok", "1 at work")
     report.expect("jobs", "ok", "none is stuck: 1 run, 1 are ready, 1 wait for their turn")
     report.expect(
         "jobs", "note", f"job {ready.job_id}: not stuck, waiting for one of the 1 slots", remedy="more workers"
     )
 
-    await house.redis.pexpire(f"arq:in-progress:{running.job_id}", 500_000)  # as after an hour
-    report = await look(monkeypatch, house.environment)
+    await stack.redis.pexpire(f"arq:in-progress:{running.job_id}", 500_000)  # as after an hour
+    report = await look(monkeypatch, stack.environment)
     report.problem("jobs", f"job {running.job_id} is stuck", "beyond its time", remedy="restart that worker")
 
     worker.send(signal.SIGSTOP)
-    report = await until_found(house, monkeypatch, "workers", "lives but does nothing")
+    report = await until_found(stack, monkeypatch, "workers", "lives but does nothing")
     report.problem("workers", "its process has given no sign", remedy="restart it")
     report.problem("jobs", f"job {running.job_id} is stuck at worker", remedy="takes the job over")
     report.problem("jobs", f"job {ready.job_id}", "stuck", remedy="start one")
 
 
-async def test_a_worker_whose_loop_is_blocked(house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_whose_loop_is_blocked(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = Process(
         [sys.executable, "-m", "arq", "tests.support.blocking_worker.WorkerSettings"],
         log=tmp_path / "worker.log",
-        env=clean_environment() | house.environment,
+        env=clean_environment() | stack.environment,
         cwd=ROOT,
     )
-    house.workers.append(worker)
-    await until(house.owners, "the worker serves", house.logs)
-    job = await house.redis.enqueue_job("block")
+    stack.workers.append(worker)
+    await until(stack.owners, "the worker serves", stack.logs)
+    job = await stack.redis.enqueue_job("block")
     assert job is not None
-    report = await until_found(house, monkeypatch, "workers", "lives but does nothing")
+    report = await until_found(stack, monkeypatch, "workers", "lives but does nothing")
     report.problem("workers", "its loop has not looked into the queue", remedy="restart it")
     report.problem("jobs", f"job {job.job_id} is stuck at worker", remedy="restart that worker")
 
 
-async def test_jobs_of_a_class_that_nobody_serves(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = await house.start_worker(PROTOSTAR_SERVE="reindex", PROTOSTAR_LEASE="120")
-    job = await house.ask("누가 답하나요?")
-    report = await look(monkeypatch, house.environment)
+async def test_jobs_of_a_class_that_nobody_serves(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = await stack.start_worker(PROTOSTAR_SERVE="reindex", PROTOSTAR_LEASE="120")
+    job = await stack.ask("누가 답하나요?")
+    report = await look(monkeypatch, stack.environment)
     report.problem("jobs", f"job {job.job_id}", "no worker serves the class chat", remedy="PROTOSTAR_SERVE")
 
     worker.send(signal.SIGSTOP)
-    another = await house.redis.enqueue_job("reindex_corpus")
+    another = await stack.redis.enqueue_job("reindex_corpus")
     assert another is not None
-    report = await look(monkeypatch, house.environment)
+    report = await look(monkeypatch, stack.environment)
     report.problem("jobs", f"job {another.job_id}", "stuck, because", "takes", remedy="start")
 
 
-async def until_found(house: House, monkeypatch: pytest.MonkeyPatch, check: str, cause: str) -> Report:
+async def until_found(stack: Stack, monkeypatch: pytest.MonkeyPatch, check: str, cause: str) -> Report:
     report = Report([])
 
     async def found() -> bool:
         nonlocal report
-        report = await look(monkeypatch, house.environment)
+        report = await look(monkeypatch, stack.environment)
         return report.has_problem(check, cause)
 
-    await until(found, cause, lambda: f"{report.findings}\n{house.logs()}")
+    await until(found, cause, lambda: f"{report.findings}\n{stack.logs()}")
     return report
 
 
 # The command
 
 
-async def test_in_a_healthy_house_all_is_ok(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    await house.start_worker()
+async def test_in_a_healthy_stack_all_is_ok(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    await stack.start_worker()
 
     async def indexed() -> object:
-        return await house.rows("SELECT 1 FROM reindex_runs WHERE ended_at IS NOT NULL")
+        return await stack.rows("SELECT 1 FROM reindex_runs WHERE ended_at IS NOT NULL")
 
-    await until(indexed, "the corpus is indexed", house.logs)
-    code, printed, said = await house.run("doctor")
+    await until(indexed, "the corpus is indexed", stack.logs)
+    code, printed, said = await stack.run("doctor")
     assert (code, said) == (0, ""), printed + said
     lines = printed.splitlines()
     assert len(lines) == len(CHECKS)
@@ -490,20 +490,20 @@ async def test_in_a_healthy_house_all_is_ok(house: House, monkeypatch: pytest.Mo
         "model test-model" if check.name == "model" else check.name for check in CHECKS
     ]
 
-    await house.redis.xadd(keys.DEAD, {"data": "{}"})
+    await stack.redis.xadd(keys.DEAD, {"data": "{}"})
     for is_open, state, says in (("0", "note", "is paused for"), ("1", "problem", "is down")):
         gate = {"until": str((time.time_ns() // 1_000_000) + 600_000), "reason": "rate_limited", "open": is_open}
-        await house.redis.hset(keys.gate("openai", "test-model"), mapping=gate)  # type: ignore[misc]
-        report = await look(monkeypatch, house.environment)
+        await stack.redis.hset(keys.gate("openai", "test-model"), mapping=gate)  # type: ignore[misc]
+        report = await look(monkeypatch, stack.environment)
         report.expect("pauses", state, f"openai:test-model {says}", "rate_limited", remedy="nothing")
         report.expect("dead jobs", "note", "1 jobs were given up", remedy="protostar jobs --state dead")
 
 
-async def test_problems_exit_with_1_and_as_json(house: House) -> None:
-    code, printed, said = await house.run("doctor", "--json", "--no-model")
+async def test_problems_exit_with_1_and_as_json(stack: Stack) -> None:
+    code, printed, said = await stack.run("doctor", "--json", "--no-model")
     assert (code, said) == (1, "")
     findings = [json.loads(line) for line in printed.splitlines()]
     assert all(finding.keys() == {"check", "state", "says", "remedy"} for finding in findings)
     assert not any(finding["check"].startswith("model") for finding in findings)
     assert {finding["check"] for finding in findings if finding["state"] == "problem"} == {"workers", "index"}
-    assert house.model.requests() == []
+    assert stack.model.requests() == []

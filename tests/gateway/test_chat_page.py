@@ -17,7 +17,7 @@ from playwright.async_api import Browser, BrowserContext, expect
 
 from stack.web import Gateway
 from tests.support.chat_page import DESKTOP, PHONE, ChatPage, running_browser
-from tests.support.house import House, until
+from tests.support.stack_under_test import Stack, until
 from tests.support.visitor import gateway_before
 
 pytest_plugins = ["tests.support.gateway_fixtures"]
@@ -54,10 +54,10 @@ async def open_page(browser: Browser) -> AsyncIterator[Open]:
         page.check()
 
 
-def hold(house: House, pieces: list[str], *, after: int, contains: str = QUESTION) -> str:
+def hold(stack: Stack, pieces: list[str], *, after: int, contains: str = QUESTION) -> str:
     """Have the next answer wait after so many pieces; the gate that lets it go on."""
     gate = uuid4().hex
-    house.model.script({"model": "test-model", "contains": contains, "pieces": pieces, "hold": gate, "after": after})
+    stack.model.script({"model": "test-model", "contains": contains, "pieces": pieces, "hold": gate, "after": after})
     return gate
 
 
@@ -66,24 +66,24 @@ def said(pieces: list[str]) -> str:
 
 
 async def test_an_answer_comes_token_by_token_and_its_source_opens_at_the_passage(
-    gateway: Gateway, shared_house: House, open_page: Open
+    gateway: Gateway, shared_stack: Stack, open_page: Open
 ) -> None:
-    gate = hold(shared_house, ANSWER, after=2)
+    gate = hold(shared_stack, ANSWER, after=2)
     chat = await open_page(gateway.url)
     job_id = await chat.ask(QUESTION)
     await chat.until_shown(said(ANSWER[:2]))
     await chat.until("running")
-    shared_house.model.release(gate)
+    shared_stack.model.release(gate)
     await chat.until("done")
-    assert await chat.check_stored(shared_house) == "".join(ANSWER)
+    assert await chat.check_stored(shared_stack) == "".join(ANSWER)
 
     await chat.turn().locator("summary").click()
     await chat.picture("answer")
     source = chat.turn().locator(".sources button").first
     await source.click()
-    (stored,) = await shared_house.rows("SELECT sources FROM messages WHERE job_id = $1 AND role = 'assistant'", job_id)
+    (stored,) = await shared_stack.rows("SELECT sources FROM messages WHERE job_id = $1 AND role = 'assistant'", job_id)
     chunk_id = int(re.findall(r'"chunk_id": (\d+)', stored["sources"])[0])
-    (chunk,) = await shared_house.rows("SELECT text FROM chunks WHERE id = $1", chunk_id)
+    (chunk,) = await shared_stack.rows("SELECT text FROM chunks WHERE id = $1", chunk_id)
     dialog = chat.page.get_by_role("dialog", name="delivery.md")
     mark = dialog.locator("mark")
     await expect(mark).to_be_in_viewport()
@@ -95,9 +95,9 @@ async def test_an_answer_comes_token_by_token_and_its_source_opens_at_the_passag
 
 
 async def test_a_page_that_is_loaded_again_goes_on_where_it_was(
-    gateway: Gateway, shared_house: House, open_page: Open
+    gateway: Gateway, shared_stack: Stack, open_page: Open
 ) -> None:
-    gate = hold(shared_house, ANSWER, after=1)
+    gate = hold(shared_stack, ANSWER, after=1)
     chat = await open_page(gateway.url, color_scheme="dark")
     await chat.ask(QUESTION)
     await chat.until_shown(said(ANSWER[:1]))
@@ -105,9 +105,9 @@ async def test_a_page_that_is_loaded_again_goes_on_where_it_was(
     await chat.until_shown(said(ANSWER[:1]))
     await chat.until("running")
     await chat.picture("reload")
-    shared_house.model.release(gate)
+    shared_stack.model.release(gate)
     await chat.until("done")
-    assert await chat.check_stored(shared_house) == "".join(ANSWER)
+    assert await chat.check_stored(shared_stack) == "".join(ANSWER)
     first, again = chat.followed
     assert first == ""
     assert re.fullmatch(r"1-\d+", again)  # not from the beginning
@@ -115,29 +115,29 @@ async def test_a_page_that_is_loaded_again_goes_on_where_it_was(
     await chat.page.reload()
     await chat.until("done")
     await expect(chat.turns).to_have_count(1)
-    await chat.check_stored(shared_house)
+    await chat.check_stored(shared_stack)
     await expect(chat.turn().locator(".sources button")).not_to_have_count(0)
     assert len(chat.followed) == 2
 
 
 async def test_a_browser_that_has_forgotten_everything_follows_from_the_beginning(
-    gateway: Gateway, shared_house: House, open_page: Open
+    gateway: Gateway, shared_stack: Stack, open_page: Open
 ) -> None:
-    gate = hold(shared_house, ANSWER, after=2)
+    gate = hold(shared_stack, ANSWER, after=2)
     chat = await open_page(gateway.url)
     await chat.ask(QUESTION)
     await chat.until_shown(said(ANSWER[:2]))
     await chat.page.evaluate("addEventListener('pagehide', () => { sessionStorage.clear(); localStorage.clear(); })")
     await chat.page.reload()
     await chat.until_shown(said(ANSWER[:2]))
-    shared_house.model.release(gate)
+    shared_stack.model.release(gate)
     await chat.until("done")
-    await chat.check_stored(shared_house)
+    await chat.check_stored(shared_stack)
     assert chat.followed == ["", ""]
 
 
-async def test_a_stopped_answer_keeps_what_was_said(gateway: Gateway, shared_house: House, open_page: Open) -> None:
-    hold(shared_house, ANSWER, after=2)
+async def test_a_stopped_answer_keeps_what_was_said(gateway: Gateway, shared_stack: Stack, open_page: Open) -> None:
+    hold(shared_stack, ANSWER, after=2)
     chat = await open_page(gateway.url, **PHONE)
     await chat.ask(QUESTION)
     await chat.until_shown(said(ANSWER[:2]))
@@ -145,63 +145,63 @@ async def test_a_stopped_answer_keeps_what_was_said(gateway: Gateway, shared_hou
     await chat.until("cancelled")
     await expect(chat.turn().get_by_text("멈췄습니다.")).to_be_visible()
     await expect(chat.page.get_by_role("button", name="멈추기")).to_be_hidden()
-    kept = await chat.check_stored(shared_house, status="cancelled")
+    kept = await chat.check_stored(shared_stack, status="cancelled")
     assert kept.strip() == said(ANSWER[:2])
     await chat.picture("stop")
     await chat.page.reload()
     await chat.until("cancelled")
-    await chat.check_stored(shared_house, status="cancelled")
+    await chat.check_stored(shared_stack, status="cancelled")
 
 
 async def test_a_worker_killed_in_the_middle_is_told_and_the_answer_starts_again(
-    house: House, tmp_path: Path, open_page: Open
+    stack: Stack, tmp_path: Path, open_page: Open
 ) -> None:
-    victim = await house.start_worker()
-    hold(house, ANSWER, after=2)
+    victim = await stack.start_worker()
+    hold(stack, ANSWER, after=2)
     other = [ANSWER[0], "이 답은 둘째 워커가 처음부터 다시 했습니다."]
-    gate = hold(house, other, after=0)
+    gate = hold(stack, other, after=0)
     folder = tmp_path / "gateway"
     folder.mkdir()
-    with gateway_before(house.redis_url, house.database_url, folder) as running:
+    with gateway_before(stack.redis_url, stack.database_url, folder) as running:
         chat = await open_page(running.url, color_scheme="dark", **PHONE)
         await chat.ask(QUESTION)
         await chat.until_shown(said(ANSWER[:2]))
         victim.send(signal.SIGKILL)
-        await house.start_worker()
+        await stack.start_worker()
         await chat.until("restart")
         await chat.until_shown("")
         await expect(chat.turn().get_by_text("다른 워커가 처음부터 다시 답합니다")).to_be_visible()
         await chat.picture("killed-worker")
-        house.model.release(gate)
+        stack.model.release(gate)
         await chat.until("done")
-        assert await chat.check_stored(house) == "".join(other)
-        (row,) = await house.rows("SELECT attempt FROM messages WHERE role = 'assistant'")
+        assert await chat.check_stored(stack) == "".join(other)
+        (row,) = await stack.rows("SELECT attempt FROM messages WHERE role = 'assistant'")
         assert row["attempt"] > 1
 
 
 async def test_a_gateway_that_is_started_again_is_found_again(
-    shared_house: House, shared_places: tuple[str, str, Path], tmp_path: Path, open_page: Open
+    shared_stack: Stack, shared_places: tuple[str, str, Path], tmp_path: Path, open_page: Open
 ) -> None:
     redis_url, database_url, _ = shared_places
-    gate = hold(shared_house, ANSWER, after=2)
+    gate = hold(shared_stack, ANSWER, after=2)
     with gateway_before(redis_url, database_url, tmp_path) as first:
         chat = await open_page(first.url)
         await chat.ask(QUESTION)
         await chat.until_shown(said(ANSWER[:2]))
         first.process.kill()
         await expect(chat.turn().get_by_text("연결이 끊겼습니다.")).to_be_visible()
-    shared_house.model.release(gate)
+    shared_stack.model.release(gate)
     with gateway_before(redis_url, database_url, tmp_path, port=int(first.url.rpartition(":")[2])):
         await chat.until("done")
-        assert await chat.check_stored(shared_house) == "".join(ANSWER)
+        assert await chat.check_stored(shared_stack) == "".join(ANSWER)
 
 
 async def test_two_tabs_of_one_session_show_the_same_and_wait_for_each_other(
-    gateway: Gateway, shared_house: House, open_page: Open
+    gateway: Gateway, shared_stack: Stack, open_page: Open
 ) -> None:
     one = await open_page(gateway.url)
-    first_gate = hold(shared_house, ANSWER, after=1, contains="첫째")
-    second_gate = hold(shared_house, ENGLISH, after=1, contains="둘째")
+    first_gate = hold(shared_stack, ANSWER, after=1, contains="첫째")
+    second_gate = hold(shared_stack, ENGLISH, after=1, contains="둘째")
     await one.ask("첫째 질문")
     await one.until_shown(said(ANSWER[:1]))
     two = await open_page(one.page.url, context=one.page.context)
@@ -210,15 +210,15 @@ async def test_two_tabs_of_one_session_show_the_same_and_wait_for_each_other(
     await one.until("queued", 1)
     await two.until("queued", 1)
     for gate in (first_gate, second_gate):
-        shared_house.model.release(gate)
+        shared_stack.model.release(gate)
     for chat in (one, two):
         await chat.until("done", 1)
-        assert await chat.check_stored(shared_house, 0) == "".join(ANSWER)
-        assert await chat.check_stored(shared_house, 1) == "".join(ENGLISH)
+        assert await chat.check_stored(shared_stack, 0) == "".join(ANSWER)
+        assert await chat.check_stored(shared_stack, 1) == "".join(ENGLISH)
 
 
-async def test_a_question_is_taken_out_of_the_queue(gateway: Gateway, shared_house: House, open_page: Open) -> None:
-    gate = hold(shared_house, ANSWER, after=1)
+async def test_a_question_is_taken_out_of_the_queue(gateway: Gateway, shared_stack: Stack, open_page: Open) -> None:
+    gate = hold(shared_stack, ANSWER, after=1)
     chat = await open_page(gateway.url)
     await chat.ask(QUESTION)
     await chat.until_shown(said(ANSWER[:1]))
@@ -226,33 +226,33 @@ async def test_a_question_is_taken_out_of_the_queue(gateway: Gateway, shared_hou
     await chat.until("queued")
     await chat.turn().get_by_role("button", name="멈추기").click()
     await chat.until("cancelled")
-    shared_house.model.release(gate)
+    shared_stack.model.release(gate)
     await chat.until("done", 0)
-    await chat.check_stored(shared_house, 0)
-    assert await shared_house.messages(waiting) == []
+    await chat.check_stored(shared_stack, 0)
+    assert await shared_stack.messages(waiting) == []
 
 
 INJECTED = """<img src=x onerror="window.injected = 1"> <script>window.injected = 2</script>
 **<b onclick="window.injected = 3">굵게</b>** `<i>x</i>` [여기](javascript:window.injected=4)"""
 
 
-async def test_nothing_that_is_said_becomes_html(house: House, tmp_path: Path, open_page: Open) -> None:
-    (house.corpus / "<img src=x onerror=alert(1)>.md").write_text(
+async def test_nothing_that_is_said_becomes_html(stack: Stack, tmp_path: Path, open_page: Open) -> None:
+    (stack.corpus / "<img src=x onerror=alert(1)>.md").write_text(
         f"# <b>주입</b>\n\n{INJECTED}\n\n주입 시험 문서이다.\n"
     )
-    await house.start_worker()
+    await stack.start_worker()
 
     async def indexed() -> bool:
-        return len(await house.rows("SELECT 1 FROM documents WHERE content_hash IS NOT NULL")) == 2
+        return len(await stack.rows("SELECT 1 FROM documents WHERE content_hash IS NOT NULL")) == 2
 
-    await until(indexed, "the corpus is indexed", house.logs)
+    await until(indexed, "the corpus is indexed", stack.logs)
     question = f"주입 시험 문서 {INJECTED}"
-    house.model.script(
+    stack.model.script(
         {"model": "test-model", "contains": "주입", "pieces": [INJECTED, f"\n\n```html\n{INJECTED}\n```"]}
     )
     folder = tmp_path / "gateway"
     folder.mkdir()
-    with gateway_before(house.redis_url, house.database_url, folder) as running:
+    with gateway_before(stack.redis_url, stack.database_url, folder) as running:
         chat = await open_page(running.url)
         await chat.ask(question)
         await chat.until("done")
@@ -274,9 +274,9 @@ async def test_nothing_that_is_said_becomes_html(house: House, tmp_path: Path, o
 
 
 async def test_it_is_used_by_keyboard_and_heard_in_sentences(
-    gateway: Gateway, shared_house: House, open_page: Open
+    gateway: Gateway, shared_stack: Stack, open_page: Open
 ) -> None:
-    shared_house.model.script({"model": "test-model", "contains": "lease", "pieces": ENGLISH})
+    shared_stack.model.script({"model": "test-model", "contains": "lease", "pieces": ENGLISH})
     chat = await open_page(gateway.url, locale="en-GB")
     await expect(chat.question).to_be_focused()
     names: list[str] = []
@@ -294,7 +294,7 @@ async def test_it_is_used_by_keyboard_and_heard_in_sentences(
     await chat.page.keyboard.type("In short.")
     await chat.page.keyboard.press("Enter")
     await chat.until("done")
-    await chat.check_stored(shared_house)
+    await chat.check_stored(shared_stack)
     heard = chat.page.locator("#spoken[aria-live=polite] p")
     await expect(heard.last).to_have_text("Answer complete.")
     assert (
@@ -304,7 +304,7 @@ async def test_it_is_used_by_keyboard_and_heard_in_sentences(
     await expect(chat.turn().locator(".answer")).to_have_attribute("aria-busy", "false")
 
 
-async def test_it_speaks_korean_and_english(gateway: Gateway, shared_house: House, open_page: Open) -> None:
+async def test_it_speaks_korean_and_english(gateway: Gateway, shared_stack: Stack, open_page: Open) -> None:
     chat = await open_page(gateway.url)
     html = chat.page.locator("html")
     await expect(html).to_have_attribute("lang", "ko")
@@ -316,9 +316,9 @@ async def test_it_speaks_korean_and_english(gateway: Gateway, shared_house: Hous
 
 
 async def test_all_text_can_be_read_and_every_control_hit_in_the_dark_and_in_the_light(
-    gateway: Gateway, shared_house: House, open_page: Open
+    gateway: Gateway, shared_stack: Stack, open_page: Open
 ) -> None:
-    shared_house.model.script({"model": "test-model", "contains": "임대", "pieces": ["`코드`와 글. ", *ANSWER]})
+    shared_stack.model.script({"model": "test-model", "contains": "임대", "pieces": ["`코드`와 글. ", *ANSWER]})
     chat = await open_page(gateway.url, color_scheme="dark", reduced_motion="reduce", **PHONE)
     assert await chat.page.evaluate(FAINT) == []
     await chat.page.evaluate("document.getElementById('notice').textContent = '오류'")

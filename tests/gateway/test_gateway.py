@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from stack.web import Gateway
 from tests.project.test_architecture import MAY_IMPORT
-from tests.support.house import ROOT, House, check_order, clean_environment, text_of, until
+from tests.support.stack_under_test import ROOT, Stack, check_order, clean_environment, text_of, until
 from tests.support.visitor import Visitor, gateway_before, sse_events, visitor_of
 
 pytest_plugins = ["tests.support.gateway_fixtures"]
@@ -28,36 +28,36 @@ def question_of_its_own() -> str:
     return f"{QUESTION}? ({uuid4().hex})"
 
 
-def script(house: House, question: str, **behaviour: object) -> None:
-    house.model.script({"contains": question, "pieces": PIECES, **behaviour})
+def script(stack: Stack, question: str, **behaviour: object) -> None:
+    stack.model.script({"contains": question, "pieces": PIECES, **behaviour})
 
 
-def hold(house: House, question: str, *, after: int) -> str:
+def hold(stack: Stack, question: str, *, after: int) -> str:
     """Have the answer wait after so many pieces; the gate that lets it go on."""
     gate = uuid4().hex
-    script(house, question, hold=gate, after=after)
+    script(stack, question, hold=gate, after=after)
     return gate
 
 
 # Asking and following
 
 
-async def test_an_answer_is_followed_as_it_is_stored(visitor: Visitor, shared_house: House) -> None:
+async def test_an_answer_is_followed_as_it_is_stored(visitor: Visitor, shared_stack: Stack) -> None:
     question = question_of_its_own()
-    script(shared_house, question)
+    script(shared_stack, question)
     job_id = await visitor.ask(question)
     *events, over = await visitor.events(job_id)
     assert over == {"type": "over", "sent_as": ""}
     check_order(events)
     assert [event["type"] for event in events[:2]] == ["start", "sources"]
     assert all(event["id"] == event["sent_as"] for event in events)
-    stored = await shared_house.messages(job_id)
+    stored = await shared_stack.messages(job_id)
     assert [message["content"] for message in stored] == [question, text_of(events)] == [question, "".join(PIECES)]
 
 
-async def test_a_stream_tells_proxies_and_browsers_what_they_need(visitor: Visitor, shared_house: House) -> None:
+async def test_a_stream_tells_proxies_and_browsers_what_they_need(visitor: Visitor, shared_stack: Stack) -> None:
     question = question_of_its_own()
-    script(shared_house, question)
+    script(shared_stack, question)
     job_id = await visitor.ask(question)
     reply = await visitor.http.get(f"/api/answers/{job_id}/events")
     assert reply.headers["content-type"].startswith("text/event-stream")
@@ -66,9 +66,9 @@ async def test_a_stream_tells_proxies_and_browsers_what_they_need(visitor: Visit
     assert "event:" not in reply.text
 
 
-async def test_a_reader_goes_on_after_the_last_event_it_saw(visitor: Visitor, shared_house: House) -> None:
+async def test_a_reader_goes_on_after_the_last_event_it_saw(visitor: Visitor, shared_stack: Stack) -> None:
     question = question_of_its_own()
-    script(shared_house, question)
+    script(shared_stack, question)
     job_id = await visitor.ask(question)
     events = await visitor.events(job_id)
     seen, ending = events[2]["id"], events[-2]["id"]
@@ -78,23 +78,23 @@ async def test_a_reader_goes_on_after_the_last_event_it_saw(visitor: Visitor, sh
     assert await visitor.events(job_id, headers={"Last-Event-ID": ending}) == events[-1:]
 
 
-async def test_the_same_job_id_again_is_the_same_turn(visitor: Visitor, shared_house: House) -> None:
+async def test_the_same_job_id_again_is_the_same_turn(visitor: Visitor, shared_stack: Stack) -> None:
     question, job_id = question_of_its_own(), uuid4().hex
-    script(shared_house, question)
+    script(shared_stack, question)
     body = {"session_id": visitor.session_id, "content": question, "job_id": job_id}
     replies = [(await visitor.http.post("/api/answers", json=body)).json() for _ in range(2)]
     assert replies == [{"job_id": job_id, "created": True}, {"job_id": job_id, "created": False}]
     await visitor.events(job_id)
-    assert len(await shared_house.messages(job_id)) == 2
+    assert len(await shared_stack.messages(job_id)) == 2
 
 
-async def test_a_browser_that_goes_away_frees_its_reader(visitor: Visitor, shared_house: House) -> None:
+async def test_a_browser_that_goes_away_frees_its_reader(visitor: Visitor, shared_stack: Stack) -> None:
     question = question_of_its_own()
-    gate = hold(shared_house, question, after=1)
+    gate = hold(shared_stack, question, after=1)
     job_id = await visitor.ask(question)
 
     async def is_read() -> bool:
-        return await blocked(shared_house.redis) > 0
+        return await blocked(shared_stack.redis) > 0
 
     async def is_free() -> bool:
         return not await is_read()
@@ -106,7 +106,7 @@ async def test_a_browser_that_goes_away_frees_its_reader(visitor: Visitor, share
                 break
         await until(is_read, "the gateway waits for more")
     await until(is_free, "nobody waits for more")
-    shared_house.model.release(gate)
+    shared_stack.model.release(gate)
     await visitor.events(job_id)
 
 
@@ -119,24 +119,24 @@ async def blocked(redis: Redis) -> int:
 # Stopping, looking back
 
 
-async def test_a_stopped_answer_keeps_what_it_had(visitor: Visitor, shared_house: House) -> None:
+async def test_a_stopped_answer_keeps_what_it_had(visitor: Visitor, shared_stack: Stack) -> None:
     question = question_of_its_own()
-    hold(shared_house, question, after=2)
+    hold(shared_stack, question, after=2)
     job_id = await visitor.ask(question)
-    await shared_house.until_said(job_id, "".join(PIECES[:2]))
+    await shared_stack.until_said(job_id, "".join(PIECES[:2]))
     reply = await visitor.http.post(f"/api/answers/{job_id}/cancel")
     assert reply.json() == {"cancelled": True}
     *events, _ = await visitor.events(job_id)
     assert events[-1]["type"] == "cancelled"
-    answer = (await shared_house.messages(job_id))[1]
+    answer = (await shared_stack.messages(job_id))[1]
     assert (answer["status"], answer["content"]) == ("cancelled", "".join(PIECES[:2]))
     again = await visitor.http.post(f"/api/answers/{job_id}/cancel")
     assert again.status_code == 200
 
 
-async def test_a_session_is_looked_back_at_with_its_sources(visitor: Visitor, shared_house: House) -> None:
+async def test_a_session_is_looked_back_at_with_its_sources(visitor: Visitor, shared_stack: Stack) -> None:
     question = question_of_its_own()
-    script(shared_house, question)
+    script(shared_stack, question)
     job_id = await visitor.ask(question)
     events = await visitor.events(job_id)
     reply = await visitor.http.get("/api/messages", params={"session_id": visitor.session_id})
@@ -149,33 +149,33 @@ async def test_a_session_is_looked_back_at_with_its_sources(visitor: Visitor, sh
 # Sources
 
 
-async def test_a_source_is_opened_at_its_place_in_the_document(visitor: Visitor, shared_house: House) -> None:
+async def test_a_source_is_opened_at_its_place_in_the_document(visitor: Visitor, shared_stack: Stack) -> None:
     question = question_of_its_own()
-    gate = hold(shared_house, question, after=1)
+    gate = hold(shared_stack, question, after=1)
     job_id = await visitor.ask(question)
-    await shared_house.until_said(job_id, PIECES[0])
-    while_it_runs = await open_first_source(visitor, shared_house, job_id)
-    shared_house.model.release(gate)
+    await shared_stack.until_said(job_id, PIECES[0])
+    while_it_runs = await open_first_source(visitor, shared_stack, job_id)
+    shared_stack.model.release(gate)
     await visitor.events(job_id)
-    assert await open_first_source(visitor, shared_house, job_id) == while_it_runs
+    assert await open_first_source(visitor, shared_stack, job_id) == while_it_runs
 
 
-async def open_first_source(visitor: Visitor, house: House, job_id: str) -> dict[str, object]:
-    source = await first_source(house, job_id)
+async def open_first_source(visitor: Visitor, stack: Stack, job_id: str) -> dict[str, object]:
+    source = await first_source(stack, job_id)
     reply = await visitor.http.get(f"/api/answers/{job_id}/passages/{source['chunk_id']}")
     passage: dict[str, object] = reply.json()
     assert (passage["document"], passage["heading"]) == (source["document"], source["heading"])
-    text = (house.corpus / str(source["document"])).read_text()
+    text = (stack.corpus / str(source["document"])).read_text()
     shown = f"{passage['before']}{passage['text']}{passage['after']}"
     assert shown in text
-    chunk = (await house.rows("SELECT * FROM chunks WHERE id = $1", source["chunk_id"]))[0]
+    chunk = (await stack.rows("SELECT * FROM chunks WHERE id = $1", source["chunk_id"]))[0]
     assert text.index(shown) + len(str(passage["before"])) == chunk["start_offset"]
     assert passage["text"] == chunk["text"]
     return passage
 
 
-async def first_source(house: House, job_id: str) -> dict[str, object]:
-    async for event in house.follow(job_id):
+async def first_source(stack: Stack, job_id: str) -> dict[str, object]:
+    async for event in stack.follow(job_id):
         if event["type"] == "sources":
             source: dict[str, object] = event["sources"][0]
             return source
@@ -183,13 +183,13 @@ async def first_source(house: House, job_id: str) -> dict[str, object]:
 
 
 async def test_only_passages_of_ones_own_answers_are_shown(
-    visitor: Visitor, gateway: Gateway, shared_house: House
+    visitor: Visitor, gateway: Gateway, shared_stack: Stack
 ) -> None:
     question = question_of_its_own()
-    script(shared_house, question)
+    script(shared_stack, question)
     job_id = await visitor.ask(question)
     await visitor.events(job_id)
-    cited = (await first_source(shared_house, job_id))["chunk_id"]
+    cited = (await first_source(shared_stack, job_id))["chunk_id"]
     assert (await visitor.http.get(f"/api/answers/{job_id}/passages/{cited}")).status_code == 200
     assert (await visitor.http.get(f"/api/answers/{job_id}/passages/999999")).status_code == 404
     async with visitor_of(gateway.url) as stranger:
@@ -253,9 +253,9 @@ async def test_what_is_no_json_or_no_event_id_is_named(visitor: Visitor) -> None
     assert (reply.status_code, reply.json()["error"]["field"]) == (422, "last-event-id")
 
 
-async def test_a_job_of_another_user_is_unknown(visitor: Visitor, gateway: Gateway, shared_house: House) -> None:
+async def test_a_job_of_another_user_is_unknown(visitor: Visitor, gateway: Gateway, shared_stack: Stack) -> None:
     question = question_of_its_own()
-    gate = hold(shared_house, question, after=1)
+    gate = hold(shared_stack, question, after=1)
     job_id = await visitor.ask(question)
     async with visitor_of(gateway.url) as stranger:
         for job in (job_id, "no-such-job"):
@@ -267,7 +267,7 @@ async def test_a_job_of_another_user_is_unknown(visitor: Visitor, gateway: Gatew
         past = await stranger.http.get("/api/messages", params={"session_id": visitor.session_id})
         assert past.json() == []
     assert (await visitor.http.get(f"/api/answers/{job_id}")).json() == {"job_id": job_id}
-    shared_house.model.release(gate)
+    shared_stack.model.release(gate)
     assert (await visitor.events(job_id))[-2]["type"] == "done"
 
 

@@ -23,7 +23,7 @@ from stack.redis import Redis
 from tasks.engine.loop import DRAIN_S
 from tests.project.test_image import image
 from tests.support.doc_commands import CLUSTER, COMPOSE, MIGRATE, UNITS, VARIABLES, WORKER, check_usage
-from tests.support.house import ROOT
+from tests.support.stack_under_test import ROOT
 
 GIVEN: Final = {
     "POSTGRES_PASSWORD": "secret",

@@ -25,7 +25,7 @@ from stack.places import Account, temporary_base_folder
 from stack.postgres import Postgres
 from tests.support.doc_blocks import PAGES, Found, anchors, commands, fences, links, spans, unclosed
 from tests.support.doc_commands import COMPOSE, VARIABLES, Shell, check_usage
-from tests.support.house import ROOT, House, clean_environment, dump
+from tests.support.stack_under_test import ROOT, Stack, clean_environment, dump
 
 NODE: Final = Path(ROOT_DIR) / "bin" / "node"
 _numbers = itertools.count(1)
@@ -42,24 +42,24 @@ main()
 
 
 @pytest.fixture
-async def shell(shared_house: House, postgres_server: Postgres, tmp_path: Path) -> Shell:
+async def shell(shared_stack: Stack, postgres_server: Postgres, tmp_path: Path) -> Shell:
     """Where a block runs: a worker that serves, an answered job, an empty database, the project's folders."""
     for name in ("corpus", "deploy", "docs"):
         (tmp_path / name).symlink_to(ROOT / name)
     empty = f"restored_{next(_numbers)}"
     postgres_server.create_database(empty)
     user, session = str(uuid4()), str(uuid4())
-    job = await shared_house.ask("질문", user=user, session=session)
-    await shared_house.result(job.job_id)
+    job = await shared_stack.ask("질문", user=user, session=session)
+    await shared_stack.result(job.job_id)
     known = {
         "JOB": job.job_id,
         "{id}": job.job_id,
         "USER": user,
         "SESSION": session,
-        "DATABASE_URL": shared_house.database_url,
+        "DATABASE_URL": shared_stack.database_url,
         "NEW_DATABASE_URL": postgres_server.url(empty),
     }
-    return Shell(shared_house, postgres_server, tmp_path, known)
+    return Shell(shared_stack, postgres_server, tmp_path, known)
 
 
 # The ways to run a block, by its language
@@ -76,7 +76,7 @@ async def run_python(shell: Shell, block: str) -> None:
     printed = await shell.execute(sys.executable, "-W", "error", "program.py")
     if "print(" in block:
         newest = "SELECT content FROM messages WHERE role = 'assistant' ORDER BY id DESC LIMIT 1"
-        assert printed.strip() == (await shell.house.rows(newest))[0]["content"].strip()
+        assert printed.strip() == (await shell.stack.rows(newest))[0]["content"].strip()
 
 
 async def run_json(shell: Shell, block: str) -> None:
@@ -84,7 +84,7 @@ async def run_json(shell: Shell, block: str) -> None:
     value = json.loads(block)
     if "f" in value:
         assert value.keys() == {"t", "f", "a", "k", "et"}
-        await _answered(shell, lambda job_id: shell.house.redis.set(f"arq:job:{job_id}", dump(value), px=86_400_000))
+        await _answered(shell, lambda job_id: shell.stack.redis.set(f"arq:job:{job_id}", dump(value), px=86_400_000))
     else:
         event = contract.Event.model_validate({"id": f"{value['attempt']}-{value['seq']}", **value})
         assert set(value) - contract.Event.model_fields.keys() <= {"v"}
@@ -97,14 +97,14 @@ async def run_lua(shell: Shell, block: str) -> None:
     arguments = {"user_uuid": str(uuid4()), "session_id": "s", "content": "질문"}
     payload = json.dumps({"t": None, "f": "generate_chat", "a": [], "k": arguments})[:-1]
     where = (f"arq:job:{job_id}", f"arq:result:{job_id}", "arq:queue")
-    replies = [await cast(Awaitable[Any], shell.house.redis.eval(block, 3, *where, job_id, payload)) for _ in range(2)]
+    replies = [await cast(Awaitable[Any], shell.stack.redis.eval(block, 3, *where, job_id, payload)) for _ in range(2)]
     assert replies == [1, 0]
-    assert (await shell.house.events(job_id))[-1]["type"] == "done"
+    assert (await shell.stack.events(job_id))[-1]["type"] == "done"
 
 
 async def run_redis(shell: Shell, block: str) -> None:
     """Commands of one MULTI, about a job that has ended."""
-    async with shell.house.redis.pipeline(transaction=True) as pipe:
+    async with shell.stack.redis.pipeline(transaction=True) as pipe:
         for line in block.splitlines():
             pipe.execute_command(*(word.replace("{id}", shell.variables["JOB"]) for word in line.split()))
         result, *_others, newest = await pipe.execute()
@@ -114,7 +114,7 @@ async def run_redis(shell: Shell, block: str) -> None:
 
 async def run_sql(shell: Shell, block: str) -> None:
     for statement in filter(str.strip, block.split(";")):
-        await shell.house.rows(statement)
+        await shell.stack.rows(statement)
 
 
 def read_dotenv(block: str) -> None:
@@ -204,8 +204,8 @@ def test_a_block_that_is_to_be_read_says_what_is_so(block: Found) -> None:
 async def _answered(shell: Shell, put: Callable[[str], Awaitable[Any]]) -> None:
     job_id = f"docs-{uuid4()}"
     await put(job_id)
-    await shell.house.redis.zadd("arq:queue", {job_id: 1})
-    assert (await shell.house.events(job_id))[-1]["type"] == "done"
+    await shell.stack.redis.zadd("arq:queue", {job_id: 1})
+    assert (await shell.stack.events(job_id))[-1]["type"] == "done"
 
 
 # What stands in the text

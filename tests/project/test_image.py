@@ -20,7 +20,7 @@ import pytest
 from examples.gateway.__main__ import _parser
 from stack.processes import Process, wait_until
 from tests.support.doc_commands import VARIABLES, WORKER
-from tests.support.house import ROOT
+from tests.support.stack_under_test import ROOT
 
 
 def instructions() -> list[tuple[str, str]]:

@@ -14,10 +14,10 @@ from stack.places import Account, temporary_base_folder
 from stack.postgres import Postgres
 from stack.processes import Process
 from stack.redis import Redis
-from tests.support.house import House, check_order, text_of, until
 from tests.support.model_control import ModelControl
 from tests.support.moments import SUMMARY, SUMMARY_MODEL, TEXT, TRIGGERS
 from tests.support.redis_gate import RedisGate
+from tests.support.stack_under_test import Stack, check_order, text_of, until
 
 LEASE_S: Final = 2
 GRACE_S: Final = 1
@@ -61,8 +61,8 @@ def prepared_ground(account: Account | None, folder: Path) -> Iterator[Ground]:
                     worker.kill()
 
 
-class Arena(House):
-    """A house with two workers; every loss is made good before the next test."""
+class Arena(Stack):
+    """A stack with two workers; every loss is made good before the next test."""
 
     def __init__(self, ground: Ground, model: ModelControl) -> None:
         super().__init__(

@@ -10,7 +10,7 @@ import pytest
 
 from rag.providers import ChatMessage, CompletionRequest, Finish, Provider, ProviderError, StreamPart, make_provider
 from rag.providers.streaming import Limits
-from tests.support.house import ROOT
+from tests.support.stack_under_test import ROOT
 
 KEY: Final = "sk-test-0123456789abcdef"
 QUESTION: Final = "이 질문은 어떤 오류 문장에도 나타나면 안 됩니다"

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
 
-from tests.support.house import DEADLINE_S, ROOT, House
+from tests.support.stack_under_test import DEADLINE_S, ROOT, Stack
 
 SCREENSHOTS: Final = ROOT / "docs" / "screenshots" if os.environ.get("SCREENSHOTS") else None
 """Where pictures go; None where none are to be taken."""
@@ -99,9 +99,9 @@ class ChatPage:
         """Wait until an answer's text is exactly this."""
         await expect(self.text(number)).to_have_text(text, use_inner_text=True)
 
-    async def check_stored(self, house: House, number: int = -1, *, status: str = "completed") -> str:
+    async def check_stored(self, stack: Stack, number: int = -1, *, status: str = "completed") -> str:
         """The page shows question and answer as PostgreSQL has them; gives the answer."""
-        asked, answered = await house.messages(await self.job_id(number))
+        asked, answered = await stack.messages(await self.job_id(number))
         assert await self.turn(number).locator(".question p").inner_text() == asked["content"]
         assert answered["status"] == status
         content: str = answered["content"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.support.house import ROOT
+from tests.support.stack_under_test import ROOT
 
 PAGES: Final = (
     ROOT / "README.md",

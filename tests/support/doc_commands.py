@@ -1,6 +1,6 @@
 """How a command of a page is run: for each program one way, and no command without one.
 
-What ends by itself is run for real before a house. What starts a machine's services, or installs, is read closely
+What ends by itself is run for real before a stack. What starts a machine's services, or installs, is read closely
 instead: every file, service, unit, resource and option it names has to be there.
 """
 
@@ -28,7 +28,7 @@ from protostar.cli.app import app
 from protostar.settings import Settings
 from stack.demo import _parser as demo_parser
 from stack.postgres import Postgres
-from tests.support.house import ROOT, House, clean_environment
+from tests.support.stack_under_test import ROOT, Stack, clean_environment
 
 Words = Sequence[str]
 
@@ -68,7 +68,7 @@ GATEWAY_VARIABLES: Final = {
 class Shell:
     """Where the commands of one block are run. `variables` are what the block may name, as `$NAME` or `NAME`."""
 
-    house: House
+    stack: Stack
     postgres: Postgres
     folder: Path
     variables: dict[str, str] = field(default_factory=dict)
@@ -106,7 +106,7 @@ class Shell:
             program,
             *arguments,
             cwd=self.folder,
-            env=clean_environment() | self.house.environment | {"PYTHONPATH": str(ROOT)} | environment,
+            env=clean_environment() | self.stack.environment | {"PYTHONPATH": str(ROOT)} | environment,
             stdout=PIPE,
             stderr=PIPE,
         )
@@ -126,7 +126,7 @@ async def _arq(shell: Shell, words: Words) -> None:
 
 
 async def _redis_cli(shell: Shell, words: Words) -> None:
-    await shell.house.redis.execute_command(*shell.filled(words))  # type: ignore[no-untyped-call]
+    await shell.stack.redis.execute_command(*shell.filled(words))  # type: ignore[no-untyped-call]
 
 
 async def _postgres_program(name: str, shell: Shell, words: Words) -> None:

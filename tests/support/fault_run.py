@@ -33,8 +33,8 @@ from tests.support.faults import (
     Case,
     script_of,
 )
-from tests.support.house import ROOT, House, text_of, until
 from tests.support.model_control import ModelControl, running_model_server
+from tests.support.stack_under_test import ROOT, Stack, text_of, until
 
 ADAPTERS: Final[tuple[ProviderName, ...]] = ("openai", "openrouter")
 DEADLINE_S: Final = 120.0
@@ -97,21 +97,21 @@ async def _run_part(
     is_reachable: bool,
     slots: int,
 ) -> Matrix:
-    async with _house(servers, folder, number, name, is_reachable) as house:
-        await _start_worker(house, slots)
+    async with _stack(servers, folder, number, name, is_reachable) as stack:
+        await _start_worker(stack, slots)
         cases = {f"{name}-{n}": case for n, case in enumerate(CASES) if case.is_reachable is is_reachable}
         for job_id, case in cases.items():
-            await asyncio.to_thread(house.model.script, *map(_dated, script_of(case, f"[{job_id}]")))
+            await asyncio.to_thread(stack.model.script, *map(_dated, script_of(case, f"[{job_id}]")))
         for job_id in cases:
-            await house.ask(f"질문 [{job_id}]", user=str(uuid4()), job_id=job_id)
-        attempts_s = await _until_all_ended(house, set(cases))
-        requests = await asyncio.to_thread(house.model.requests, 1000)
+            await stack.ask(f"질문 [{job_id}]", user=str(uuid4()), job_id=job_id)
+        attempts_s = await _until_all_ended(stack, set(cases))
+        requests = await asyncio.to_thread(stack.model.requests, 1000)
         return {
             (name, case.title): Seen(
-                events=await _all_events(house, job_id),
+                events=await _all_events(stack, job_id),
                 requests=sum(f"[{job_id}]" in str(request["body"]["messages"]) for request in requests),
-                messages=await house.messages(job_id),
-                result=await house.result(job_id),
+                messages=await stack.messages(job_id),
+                result=await stack.result(job_id),
                 slowest_s=max(attempts_s[job_id]),
             )
             for job_id, case in cases.items()
@@ -119,16 +119,16 @@ async def _run_part(
 
 
 @asynccontextmanager
-async def _house(
+async def _stack(
     servers: tuple[Redis, Postgres, ModelControl], folder: Path, number: int, name: ProviderName, is_reachable: bool
-) -> AsyncIterator[House]:
+) -> AsyncIterator[Stack]:
     """A worker with a Redis database and a PostgreSQL database of its own."""
     redis, postgres, model = servers
     await asyncio.to_thread(folder.mkdir)
     await asyncio.to_thread(postgres.create_database, f"faults_{number}", template="empty")
-    house = House(f"{redis.url}?db={number}", postgres.url(f"faults_{number}"), model, folder, folder.parent / "corpus")
+    stack = Stack(f"{redis.url}?db={number}", postgres.url(f"faults_{number}"), model, folder, folder.parent / "corpus")
     base_url = model.base_url if is_reachable else _CLOSED_PORT
-    house.environment |= {
+    stack.environment |= {
         "PROTOSTAR_PROVIDER": name,
         f"{name.upper()}_BASE_URL": base_url,
         f"{name.upper()}_API_KEY": "sk-test-secret",
@@ -143,42 +143,42 @@ async def _house(
         "no_proxy": "*",
     }
     try:
-        yield house
+        yield stack
     finally:
-        for worker in house.workers:
+        for worker in stack.workers:
             worker.stop()
-        await house.disconnect()
+        await stack.disconnect()
 
 
-async def _start_worker(house: House, slots: int) -> None:
-    await house.start_worker(PROTOSTAR_MAX_JOBS=str(slots))
-    await house.result((await house.ask("첫 질문은 연결을 연다")).job_id)
+async def _start_worker(stack: Stack, slots: int) -> None:
+    await stack.start_worker(PROTOSTAR_MAX_JOBS=str(slots))
+    await stack.result((await stack.ask("첫 질문은 연결을 연다")).job_id)
 
 
-async def _until_all_ended(house: House, job_ids: set[str]) -> dict[str, list[float]]:
+async def _until_all_ended(stack: Stack, job_ids: set[str]) -> dict[str, list[float]]:
     """Wait until every job is finished; the seconds of each job's attempts, as the worker's log has them."""
     deadline = time.monotonic() + DEADLINE_S
     while True:
-        left = [job_id for job_id in job_ids if not await house.redis.exists(f"arq:result:{job_id}")]
+        left = [job_id for job_id in job_ids if not await stack.redis.exists(f"arq:result:{job_id}")]
         if not left:
             break
-        assert time.monotonic() < deadline, f"not ended: {sorted(left)}\n{house.logs()}"
+        assert time.monotonic() < deadline, f"not ended: {sorted(left)}\n{stack.logs()}"
         await asyncio.sleep(0.1)
     attempts_s: dict[str, list[float]] = {}
 
     async def logged() -> bool:
         attempts_s.clear()
-        for job_id, ms in _ATTEMPT_ENDED.findall(house.workers[0].log.read_text()):
+        for job_id, ms in _ATTEMPT_ENDED.findall(stack.workers[0].log.read_text()):
             attempts_s.setdefault(job_id, []).append(int(ms) / 1000)
         return job_ids <= attempts_s.keys()
 
-    await until(logged, "every attempt is in the log", house.logs)
+    await until(logged, "every attempt is in the log", stack.logs)
     return attempts_s
 
 
-async def _all_events(house: House, job_id: str) -> list[dict[str, Any]]:
+async def _all_events(stack: Stack, job_id: str) -> list[dict[str, Any]]:
     """The whole stream, also what might follow an ending."""
-    return [json.loads(fields[b"data"]) for _, fields in await house.redis.xrange(f"chat:events:{job_id}")]
+    return [json.loads(fields[b"data"]) for _, fields in await stack.redis.xrange(f"chat:events:{job_id}")]
 
 
 def _dated(behaviour: Behaviour) -> Behaviour:

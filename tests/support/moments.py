@@ -11,8 +11,8 @@ from uuid import uuid4
 
 import asyncpg
 
-from tests.support.house import House, until
 from tests.support.redis_gate import Hold, RedisGate, runs, says
+from tests.support.stack_under_test import Stack, until
 
 TEXT: Final = (
     "워커가 죽으면 다른 워커가 이어받습니다. 답은 처음부터 다시 옵니다. 독자는 그것을 압니다. 저장된 답은 하나입니다."
@@ -87,7 +87,7 @@ class Stopped:
     moment: Moment
     session_id: str
     pid: int
-    house: House
+    stack: Stack
     hold: Hold | None = None
     lock: asyncpg.Connection[Any] | None = None
 
@@ -99,28 +99,28 @@ class Stopped:
             self.hold.drop()
         elif self.hold is not None:
             self.hold.release()
-        self.house.model.release(self.job_id)
+        self.stack.model.release(self.job_id)
 
 
-async def stop_at(house: House, gate: RedisGate, moment: Moment, *, hold_again: bool = False) -> Stopped:
+async def stop_at(stack: Stack, gate: RedisGate, moment: Moment, *, hold_again: bool = False) -> Stopped:
     """Enqueue a question and wait until its job has come to a moment; `hold_again`: in its next attempt too."""
     job_id = f"{moment}-{uuid4().hex[:8]}"
     answer = {"contains": job_id, "model": "test-model", "pieces": PIECES, "delay_s": 0.002}
     if moment in STREAMING:
         after = 0 if moment is Moment.FIRST_TOKEN else len(PIECES) // 2
-        house.model.script({**answer, "after": after, "hold": job_id})
+        stack.model.script({**answer, "after": after, "hold": job_id})
     elif moment not in UNASKED:
-        house.model.script(answer)
-    house.model.script({**answer, "times": None, "hold": again(job_id) if hold_again else None})
-    stopped = Stopped(job_id, moment, f"session-{job_id}", 0, house)
+        stack.model.script(answer)
+    stack.model.script({**answer, "times": None, "hold": again(job_id) if hold_again else None})
+    stopped = Stopped(job_id, moment, f"session-{job_id}", 0, stack)
     if moment in _HOLDS:
         stopped.hold = _HOLDS[moment](gate, job_id)
     if moment in IN_TRANSACTION:
-        stopped.lock = await asyncpg.connect(house.database_url)
+        stopped.lock = await asyncpg.connect(stack.database_url)
         await stopped.lock.execute("SELECT pg_advisory_lock($1, hashtext($2))", IN_TRANSACTION[moment], job_id)
-    await house.ask(f"질문 {job_id}", session=stopped.session_id, job_id=job_id)
-    await until(lambda: _reached(stopped), f"{job_id} is stopped", house.logs)
-    stopped.pid = stopped.hold.pid if stopped.hold else await pid_of_owner(house, job_id)
+    await stack.ask(f"질문 {job_id}", session=stopped.session_id, job_id=job_id)
+    await until(lambda: _reached(stopped), f"{job_id} is stopped", stack.logs)
+    stopped.pid = stopped.hold.pid if stopped.hold else await pid_of_owner(stack, job_id)
     return stopped
 
 
@@ -129,21 +129,21 @@ def again(job_id: str) -> str:
     return f"{job_id}-again"
 
 
-async def pid_of_owner(house: House, job_id: str) -> int:
+async def pid_of_owner(stack: Stack, job_id: str) -> int:
     """The process that holds a job's lease; 0 where nobody does."""
-    lease = await house.redis.get(f"arq:in-progress:{job_id}")
+    lease = await stack.redis.get(f"arq:in-progress:{job_id}")
     return int(lease.decode().rsplit("-", 2)[1]) if lease else 0
 
 
 async def _reached(stopped: Stopped) -> bool:
     if stopped.hold is not None:
-        told = stopped.moment is not Moment.IN_RELAY or await stopped.house.redis.exists(f"arq:result:{stopped.job_id}")
+        told = stopped.moment is not Moment.IN_RELAY or await stopped.stack.redis.exists(f"arq:result:{stopped.job_id}")
         return stopped.hold.reached and bool(told)
     if stopped.lock is not None:
         return bool(await stopped.lock.fetch(_WAITS, IN_TRANSACTION[stopped.moment], stopped.job_id))
-    if not await asyncio.to_thread(stopped.house.model.waiting, stopped.job_id):
+    if not await asyncio.to_thread(stopped.stack.model.waiting, stopped.job_id):
         return False
     if stopped.moment is Moment.FIRST_TOKEN:
         return True
-    entries = await stopped.house.redis.xrange(f"chat:events:{stopped.job_id}")
+    entries = await stopped.stack.redis.xrange(f"chat:events:{stopped.job_id}")
     return sum(b'"type":"delta"' in fields[b"data"] for _, fields in entries) > 0

@@ -12,7 +12,7 @@ from uuid import uuid4
 import httpx
 
 from stack.web import Gateway, running_gateway
-from tests.support.house import DEADLINE_S, clean_environment
+from tests.support.stack_under_test import DEADLINE_S, clean_environment
 
 
 def gateway_before(

@@ -26,7 +26,7 @@ from rag.index.reindex import FanOut, reindex
 from rag.index.runs import LOCK_KEY, ReindexRunning, RunRecord, read_progress
 from rag.index.shared_runs import Claims, Plan, share_units
 from rag.search.retrieve import retrieve
-from tests.support.house import House, until
+from tests.support.stack_under_test import Stack, until
 
 SETTINGS: Final = ChunkSettings(400, 60, "test-model")
 SHARING: Final = {"PROTOSTAR_REINDEX_MINUTES": "0", "PROTOSTAR_FAN_OUT_MB": "0.01", "PROTOSTAR_LEASE": "1"}
@@ -49,9 +49,9 @@ def fill(corpus: Path, files: int = FILES) -> None:
 
 
 @asynccontextmanager
-async def holding_writes(house: House) -> AsyncIterator[None]:
+async def holding_writes(stack: Stack) -> AsyncIterator[None]:
     """Let nobody write chunks; everything can be read."""
-    connection = await asyncpg.connect(house.database_url)
+    connection = await asyncpg.connect(stack.database_url)
     try:
         async with connection.transaction():
             await connection.execute("LOCK TABLE chunks IN EXCLUSIVE MODE")
@@ -60,138 +60,138 @@ async def holding_writes(house: House) -> AsyncIterator[None]:
         await connection.close()
 
 
-async def start_reindex(house: House, **arguments: Any) -> Job:
-    job = await house.redis.enqueue_job("reindex_corpus", **arguments)
+async def start_reindex(stack: Stack, **arguments: Any) -> Job:
+    job = await stack.redis.enqueue_job("reindex_corpus", **arguments)
     assert job is not None
     return job
 
 
-async def claimers(house: House) -> set[str]:
-    rows = await house.rows("SELECT DISTINCT owner FROM index_units WHERE owner IS NOT NULL")
+async def claimers(stack: Stack) -> set[str]:
+    rows = await stack.rows("SELECT DISTINCT owner FROM index_units WHERE owner IS NOT NULL")
     return {row["owner"].split("/")[0] for row in rows}
 
 
-async def until_shared(house: House) -> None:
+async def until_shared(stack: Stack) -> None:
     """Wait until two workers have claimed units."""
 
     async def shared() -> bool:
-        return len(await claimers(house)) == 2
+        return len(await claimers(stack)) == 2
 
-    await until(shared, "two workers have units", house.logs)
+    await until(shared, "two workers have units", stack.logs)
 
 
-async def kill(house: House, job_id: str) -> str:
+async def kill(stack: Stack, job_id: str) -> str:
     """Kill the worker that runs a job; returns its name."""
-    owner = str((await house.redis.get(f"arq:in-progress:{job_id}")).decode())
+    owner = str((await stack.redis.get(f"arq:in-progress:{job_id}")).decode())
     os.kill(int(owner.split("-")[-2]), signal.SIGKILL)
     return owner
 
 
-async def helper_job(house: House) -> str:
-    [run] = await house.rows("SELECT max(id) AS id FROM reindex_runs")
+async def helper_job(stack: Stack) -> str:
+    [run] = await stack.rows("SELECT max(id) AS id FROM reindex_runs")
     return f"index:{run['id']}:0"
 
 
-async def check_same_as_alone(house: House, expected: dict[str, Any], result: dict[str, Any]) -> None:
+async def check_same_as_alone(stack: Stack, expected: dict[str, Any], result: dict[str, Any]) -> None:
     """The result, and the index, are those of one process that works alone."""
     assert {name: result[name] for name in COUNTS} == {name: expected[name] for name in COUNTS}
-    shared = await house.rows(_CHUNKS)
-    async with connect(house.database_url):
-        await reindex(house.corpus, settings=SETTINGS, full=True)
-    assert shared == await house.rows(_CHUNKS)
+    shared = await stack.rows(_CHUNKS)
+    async with connect(stack.database_url):
+        await reindex(stack.corpus, settings=SETTINGS, full=True)
+    assert shared == await stack.rows(_CHUNKS)
 
 
-async def expected_result(house: House) -> dict[str, Any]:
-    async with connect(house.database_url):
-        return (await preview(house.corpus, settings=SETTINGS)).reindexed.result.model_dump()
+async def expected_result(stack: Stack) -> dict[str, Any]:
+    async with connect(stack.database_url):
+        return (await preview(stack.corpus, settings=SETTINGS)).reindexed.result.model_dump()
 
 
-async def test_two_workers_write_what_one_alone_would(house: House) -> None:
-    fill(house.corpus)
-    expected = await expected_result(house)
+async def test_two_workers_write_what_one_alone_would(stack: Stack) -> None:
+    fill(stack.corpus)
+    expected = await expected_result(stack)
     for _ in range(2):
-        await house.start_worker(**SHARING)
-    async with holding_writes(house):
-        job = await start_reindex(house)
-        await until_shared(house)
-    result = (await house.result(job.job_id))["r"]
-    writers = await house.rows("SELECT owner, count(*) FROM index_units WHERE done_at IS NOT NULL GROUP BY owner")
+        await stack.start_worker(**SHARING)
+    async with holding_writes(stack):
+        job = await start_reindex(stack)
+        await until_shared(stack)
+    result = (await stack.result(job.job_id))["r"]
+    writers = await stack.rows("SELECT owner, count(*) FROM index_units WHERE done_at IS NOT NULL GROUP BY owner")
     assert len(writers) == 2
-    assert not await house.rows("SELECT 1 FROM index_units WHERE done_at IS NULL OR files <> ''")
-    async with connect(house.database_url):
+    assert not await stack.rows("SELECT 1 FROM index_units WHERE done_at IS NULL OR files <> ''")
+    async with connect(stack.database_url):
         progress = await read_progress()
     assert progress is not None
     assert (progress.documents_done, progress.documents_total) == (FILES + 3, FILES + 3)
     assert (progress.chunks, progress.is_running, progress.error) == (expected["chunks"], False, None)
     assert result["added"] == FILES + 2
-    await check_same_as_alone(house, expected, result)
+    await check_same_as_alone(stack, expected, result)
 
 
-async def test_a_run_ends_where_a_helper_is_killed(house: House) -> None:
-    fill(house.corpus)
-    expected = await expected_result(house)
+async def test_a_run_ends_where_a_helper_is_killed(stack: Stack) -> None:
+    fill(stack.corpus)
+    expected = await expected_result(stack)
     for _ in range(2):
-        await house.start_worker(**SHARING)
-    async with holding_writes(house):
-        job = await start_reindex(house)
-        await until_shared(house)
-        helper = await kill(house, await helper_job(house))
-    result = (await house.result(job.job_id))["r"]
-    assert helper not in await claimers(house)
-    await check_same_as_alone(house, expected, result)
+        await stack.start_worker(**SHARING)
+    async with holding_writes(stack):
+        job = await start_reindex(stack)
+        await until_shared(stack)
+        helper = await kill(stack, await helper_job(stack))
+    result = (await stack.result(job.job_id))["r"]
+    assert helper not in await claimers(stack)
+    await check_same_as_alone(stack, expected, result)
 
 
-async def test_the_index_serves_while_a_coordinator_is_killed_and_the_next_run_completes(house: House) -> None:
-    fill(house.corpus)
-    expected = await expected_result(house)
-    async with connect(house.database_url):
-        await reindex(house.corpus, settings=SETTINGS)
+async def test_the_index_serves_while_a_coordinator_is_killed_and_the_next_run_completes(stack: Stack) -> None:
+    fill(stack.corpus)
+    expected = await expected_result(stack)
+    async with connect(stack.database_url):
+        await reindex(stack.corpus, settings=SETTINGS)
         before = await retrieve("재시도 7")
         assert before
         for _ in range(2):
-            await house.start_worker(**SHARING)
-        async with holding_writes(house):
-            job = await start_reindex(house, full=True)
-            await until_shared(house)
-            await kill(house, job.job_id)
+            await stack.start_worker(**SHARING)
+        async with holding_writes(stack):
+            job = await start_reindex(stack, full=True)
+            await until_shared(stack)
+            await kill(stack, job.job_id)
             assert await retrieve("재시도 7") == before
-        result = await house.result(job.job_id)
+        result = await stack.result(job.job_id)
         after = await retrieve("재시도 7")
     assert result["t"] == 2
     assert after[0].text == before[0].text
     assert {passage.chunk_id for passage in after}.isdisjoint(passage.chunk_id for passage in before)
-    chunks = await house.rows(_CHUNKS)
+    chunks = await stack.rows(_CHUNKS)
     assert len(chunks) == expected["chunks"] >= result["r"]["chunks"]
-    errors = [run["error"] for run in await house.rows("SELECT error FROM reindex_runs ORDER BY id")]
+    errors = [run["error"] for run in await stack.rows("SELECT error FROM reindex_runs ORDER BY id")]
     assert errors == [None, "its process died", None]
 
 
-async def test_a_helper_with_another_folder_changes_nothing(house: House, tmp_path: Path) -> None:
-    fill(house.corpus)
-    expected = await expected_result(house)
+async def test_a_helper_with_another_folder_changes_nothing(stack: Stack, tmp_path: Path) -> None:
+    fill(stack.corpus)
+    expected = await expected_result(stack)
     other = tmp_path / "other"
     other.mkdir()
     for number in range(0, FILES, 2):  # the same names and sizes, and half of them
-        (other / f"{number:03}.md").write_bytes(b"x" * (house.corpus / f"{number:03}.md").stat().st_size)
-    await house.start_worker(**SHARING)
-    async with holding_writes(house):
-        job = await start_reindex(house)
+        (other / f"{number:03}.md").write_bytes(b"x" * (stack.corpus / f"{number:03}.md").stat().st_size)
+    await stack.start_worker(**SHARING)
+    async with holding_writes(stack):
+        job = await start_reindex(stack)
 
         async def claimed() -> object:
-            return await house.rows("SELECT 1 FROM index_units WHERE owner IS NOT NULL")
+            return await stack.rows("SELECT 1 FROM index_units WHERE owner IS NOT NULL")
 
-        await until(claimed, "the coordinator has a unit", house.logs)
-        await house.start_worker(**SHARING, PROTOSTAR_CORPUS_DIR=str(other))
+        await until(claimed, "the coordinator has a unit", stack.logs)
+        await stack.start_worker(**SHARING, PROTOSTAR_CORPUS_DIR=str(other))
         # The second worker came too late to be called.
-        await house.redis.enqueue_job("index_documents", run=int((await helper_job(house)).split(":")[1]))
+        await stack.redis.enqueue_job("index_documents", run=int((await helper_job(stack)).split(":")[1]))
 
         async def all_left() -> bool:
-            return not await house.rows("SELECT 1 FROM index_units WHERE owner IS NULL AND NOT is_left")
+            return not await stack.rows("SELECT 1 FROM index_units WHERE owner IS NULL AND NOT is_left")
 
-        await until(all_left, "the helper has left every unit", house.logs)
-    result = (await house.result(job.job_id))["r"]
-    assert len(await claimers(house)) == 1
-    await check_same_as_alone(house, expected, result)
+        await until(all_left, "the helper has left every unit", stack.logs)
+    result = (await stack.result(job.job_id))["r"]
+    assert len(await claimers(stack)) == 1
+    await check_same_as_alone(stack, expected, result)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from rag.index.prepared import Draft, Known, prepare
 from rag.index.reindex import reindex
 from rag.search.retrieve import retrieve
 from tests.cli.test_cli import ROOT, environment, protostar
-from tests.support.house import until
+from tests.support.stack_under_test import until
 
 SETTINGS: Final = ChunkSettings(400, 60, "gpt-4o")
 HASH: Final = slice(52, 52 + HASH_BYTES)

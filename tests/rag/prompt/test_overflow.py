@@ -12,7 +12,7 @@ from protostar_client import keys
 from rag.corpus.tokens import TokenCounter
 from rag.prompt.overflow import Named, named_in, smaller_window
 from rag.prompt.token_ratio import FIRST_RATIO, TokenRatio
-from tests.support.house import House, check_order, text_of, until
+from tests.support.stack_under_test import Stack, check_order, text_of, until
 
 COUNT = TokenCounter("test-model").count
 REFUSED = {"status": 400, "error": {"message": "Too long: the context length is exceeded.", "code": 400}}
@@ -77,91 +77,91 @@ def test_numbers_that_explain_nothing_leave_two_thirds_of_what_was_refused() -> 
         assert window_after(named) == 4_666
 
 
-def answers(house: House) -> list[dict[str, Any]]:
+def answers(stack: Stack) -> list[dict[str, Any]]:
     """The bodies of the requests for answers, oldest first."""
-    return [request["body"] for request in house.model.requests() if request["body"].get("stream")]
+    return [request["body"] for request in stack.model.requests() if request["body"].get("stream")]
 
 
 def size(body: dict[str, Any]) -> int:
     return sum(COUNT(message["content"]) for message in body["messages"])
 
 
-async def ask_about_page(house: House) -> list[dict[str, Any]]:
-    job = await house.ask("이 쪽을 요약해 줘.", mode="page_context", context=PAGE)
-    return await house.events(job.job_id)
+async def ask_about_page(stack: Stack) -> list[dict[str, Any]]:
+    job = await stack.ask("이 쪽을 요약해 줘.", mode="page_context", context=PAGE)
+    return await stack.events(job.job_id)
 
 
-async def test_a_refused_prompt_is_made_smaller_once_in_the_same_attempt(house: House) -> None:
-    await house.start_worker()
-    house.model.script(REFUSED, {"pieces": ["요약."]})
-    events = await ask_about_page(house)
+async def test_a_refused_prompt_is_made_smaller_once_in_the_same_attempt(stack: Stack) -> None:
+    await stack.start_worker()
+    stack.model.script(REFUSED, {"pieces": ["요약."]})
+    events = await ask_about_page(stack)
     check_order(events)
     assert [event["type"] for event in events] == ["start", "delta", "done"]
     assert (events[-1]["attempt"], text_of(events)) == (1, "요약.")
-    first, second = answers(house)
+    first, second = answers(stack)
     assert 0.3 < size(second) / size(first) < 2 / 3
     assert all(body["messages"][-1]["content"].endswith("이 쪽을 요약해 줘.") for body in (first, second))
 
     async def learned() -> object:
-        return await house.redis.hget(keys.TOKEN_RATIOS, "test-model")  # type: ignore[misc]
+        return await stack.redis.hget(keys.TOKEN_RATIOS, "test-model")  # type: ignore[misc]
 
     line = await until(learned, "the worker has written what it learned")
     assert TokenRatio.parse(line.decode()).recent[-2] > 1.4 * FIRST_RATIO
 
 
-async def test_the_numbers_that_a_provider_names_are_used(house: House) -> None:
-    await house.start_worker()
+async def test_the_numbers_that_a_provider_names_are_used(stack: Stack) -> None:
+    await stack.start_worker()
     message = "This model's maximum context length is 3000 tokens. However, your messages resulted in 7168 tokens."
-    house.model.script({"status": 400, "error": {"message": message, "code": 400}}, {"pieces": ["요약."]})
-    assert (await ask_about_page(house))[-1]["type"] == "done"
-    first, second = answers(house)
+    stack.model.script({"status": 400, "error": {"message": message, "code": 400}}, {"pieces": ["요약."]})
+    assert (await ask_about_page(stack))[-1]["type"] == "done"
+    first, second = answers(stack)
     assert 0.9 < size(second) * 7_168 / size(first) / (3_000 - 1_024) <= 1
 
 
-async def test_the_sources_told_are_those_of_the_prompt_that_was_answered(house: House) -> None:
+async def test_the_sources_told_are_those_of_the_prompt_that_was_answered(stack: Stack) -> None:
     for number in range(6):
-        (house.corpus / f"{number}.md").write_text(f"# 임대 {number}\n\n" + "임대는 만료되면 끝난다. " * 20)
+        (stack.corpus / f"{number}.md").write_text(f"# 임대 {number}\n\n" + "임대는 만료되면 끝난다. " * 20)
     for number in range(30):
-        (house.corpus / f"weather-{number}.md").write_text(f"# 날씨\n\n바람이 {number}번 불고 비가 왔다.")
-    await house.start_worker(**SMALL)
-    reindexed = await house.redis.enqueue_job("reindex_corpus")
+        (stack.corpus / f"weather-{number}.md").write_text(f"# 날씨\n\n바람이 {number}번 불고 비가 왔다.")
+    await stack.start_worker(**SMALL)
+    reindexed = await stack.redis.enqueue_job("reindex_corpus")
     assert reindexed is not None
     await reindexed.result(timeout=20, poll_delay=0.05)
     named = {"status": 400, "error": {"message": "The maximum context length is 1500 tokens.", "code": 400}}
-    house.model.script(named, {"pieces": ["끝난다."]})
-    job = await house.ask("임대는 언제 끝나는가?")
-    events = await house.events(job.job_id)
+    stack.model.script(named, {"pieces": ["끝난다."]})
+    job = await stack.ask("임대는 언제 끝나는가?")
+    events = await stack.events(job.job_id)
     assert [event["type"] for event in events] == ["start", "sources", "delta", "done"]
-    refused, answered = (json.dumps(body, ensure_ascii=False) for body in answers(house))
+    refused, answered = (json.dumps(body, ensure_ascii=False) for body in answers(stack))
     told = [source["document"] for source in events[1]["sources"]]
     assert told
     assert [name for name in told if f'document=\\"{name}\\"' in answered] == told
     assert answered.count("document=") == len(told) < refused.count("document=")
-    [_, message] = await house.messages(job.job_id)
+    [_, message] = await stack.messages(job.job_id)
     assert [source["document"] for source in json.loads(message["sources"])] == told
 
 
-async def test_a_second_overflow_ends_the_turn_with_the_numbers(house: House) -> None:
-    await house.start_worker()
-    house.model.script({**REFUSED, "times": 2}, {"pieces": ["?"]})
-    events = await ask_about_page(house)
+async def test_a_second_overflow_ends_the_turn_with_the_numbers(stack: Stack) -> None:
+    await stack.start_worker()
+    stack.model.script({**REFUSED, "times": 2}, {"pieces": ["?"]})
+    events = await ask_about_page(stack)
     check_order(events)
     assert [event["type"] for event in events] == ["start", "error"]
     assert events[-1]["code"] == "context_length"
     assert "PROTOSTAR_CONTEXT_WINDOW says 8192" in events[-1]["message"]
-    first, second = answers(house)
+    first, second = answers(stack)
     assert size(second) < size(first)
-    [charge] = await house.rows("SELECT * FROM charges")
+    [charge] = await stack.rows("SELECT * FROM charges")
     assert (charge["outcome"], charge["output_tokens"]) == ("context_length", 0)
 
 
-async def test_a_prompt_that_cannot_be_made_smaller_ends_the_turn_at_once(house: House) -> None:
-    await house.start_worker()
+async def test_a_prompt_that_cannot_be_made_smaller_ends_the_turn_at_once(stack: Stack) -> None:
+    await stack.start_worker()
     named = {"status": 400, "error": {"message": "The maximum context length is 1100 tokens.", "code": 400}}
-    house.model.script(named, {"pieces": ["?"]})
-    events = await ask_about_page(house)
+    stack.model.script(named, {"pieces": ["?"]})
+    events = await ask_about_page(stack)
     assert (events[-1]["type"], events[-1]["code"]) == ("error", "context_length")
-    [refused] = answers(house)
+    [refused] = answers(stack)
     said = str(events[-1]["message"])
     assert "The maximum context length is 1100 tokens." in said
     assert "can't be made small enough" in said
@@ -172,49 +172,49 @@ async def test_a_prompt_that_cannot_be_made_smaller_ends_the_turn_at_once(house:
     assert "shorten the persona" in said
 
 
-async def test_what_cannot_be_made_smaller_is_not_said_to_have_been(house: House) -> None:
-    await house.start_worker(**SMALL | {"PROTOSTAR_CONTEXT_WINDOW": "1500"})
-    house.model.script({**REFUSED, "times": None})
-    job = await house.ask("왜?")
-    said = str((await house.events(job.job_id))[-1]["message"])
+async def test_what_cannot_be_made_smaller_is_not_said_to_have_been(stack: Stack) -> None:
+    await stack.start_worker(**SMALL | {"PROTOSTAR_CONTEXT_WINDOW": "1500"})
+    stack.model.script({**REFUSED, "times": None})
+    job = await stack.ask("왜?")
+    said = str((await stack.events(job.job_id))[-1]["message"])
     assert "1500" in said
     assert re.match(r"the prompt of \d+ tokens and the answer's 300 are too long", said)
     assert not re.search(r"also made smaller|model's window of|shorten the question", said)
     assert "Too long: the context length is exceeded." in said
-    assert len(answers(house)) == 1
+    assert len(answers(stack)) == 1
 
 
-async def test_an_overflow_after_the_first_word_takes_nothing_back(house: House) -> None:
-    await house.start_worker()
-    house.model.script(
+async def test_an_overflow_after_the_first_word_takes_nothing_back(stack: Stack) -> None:
+    await stack.start_worker()
+    stack.model.script(
         {"pieces": ["앞", "뒤"], "after": 1, "fault": "error_chunk", "error": REFUSED["error"]}, {"pieces": ["?"]}
     )
-    events = await ask_about_page(house)
+    events = await ask_about_page(stack)
     check_order(events)
     assert (text_of(events), events[-1]["code"]) == ("앞", "context_length")
-    assert len(answers(house)) == 1
+    assert len(answers(stack)) == 1
 
 
-async def test_a_fallback_model_may_have_a_larger_window(house: House) -> None:
-    await house.start_worker(PROTOSTAR_FALLBACK_MODELS="large-model")
-    house.model.script({**REFUSED, "model": "test-model"}, {"model": "large-model", "pieces": ["요약."]})
-    assert text_of(await ask_about_page(house)) == "요약."
-    first, second = answers(house)
+async def test_a_fallback_model_may_have_a_larger_window(stack: Stack) -> None:
+    await stack.start_worker(PROTOSTAR_FALLBACK_MODELS="large-model")
+    stack.model.script({**REFUSED, "model": "test-model"}, {"model": "large-model", "pieces": ["요약."]})
+    assert text_of(await ask_about_page(stack)) == "요약."
+    first, second = answers(stack)
     assert (first["model"], second["model"]) == ("test-model", "large-model")
     assert first["messages"] == second["messages"]
 
 
-async def test_where_no_model_answers_and_one_overflowed_the_prompt_is_made_smaller_for_all(house: House) -> None:
-    await house.start_worker(PROTOSTAR_FALLBACK_MODELS="other-model,down-model")
-    house.model.script(
+async def test_where_no_model_answers_and_one_overflowed_the_prompt_is_made_smaller_for_all(stack: Stack) -> None:
+    await stack.start_worker(PROTOSTAR_FALLBACK_MODELS="other-model,down-model")
+    stack.model.script(
         {**REFUSED, "model": "test-model", "times": 2},
         {"status": 503, "model": "down-model", "times": None},
         {**REFUSED, "model": "other-model"},
         {"model": "other-model", "pieces": ["요약."]},
     )
-    events = await ask_about_page(house)
+    events = await ask_about_page(stack)
     assert (text_of(events), events[-1]["attempt"]) == ("요약.", 1)
-    asked = answers(house)
+    asked = answers(stack)
     assert [body["model"] for body in asked] == ["test-model", "other-model", "down-model", "test-model", "other-model"]
     assert len({size(body) for body in asked[:3]}) == 1
     assert size(asked[3]) == size(asked[4]) < size(asked[0])

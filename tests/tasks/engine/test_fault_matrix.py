@@ -14,7 +14,7 @@ from rag.providers import ProviderName
 from stack.places import Account
 from tests.support.fault_run import ADAPTERS, HEADER, PAGE, Matrix, prepared_servers, promise, run
 from tests.support.faults import CASES, JOB_S, Case
-from tests.support.house import check_order, text_of
+from tests.support.stack_under_test import check_order, text_of
 
 GENEROUS_S = 10.0
 

@@ -17,9 +17,9 @@ from stack.processes import Process, Server
 from tasks.engine.claim import Again
 from tasks.retry_policy import judge
 from tests.support.arena import GRACE_S, LEASE_S, Arena, Ground, prepared_ground
-from tests.support.house import until
 from tests.support.model_control import ModelControl
 from tests.support.moments import IN_TRANSACTION, STORED, STREAMING, TOLD, UNASKED, Moment, Stopped, again, stop_at
+from tests.support.stack_under_test import until
 
 FREEZE_S: Final = 7.0  # longer than the worker waits for a reply of Redis
 

@@ -11,11 +11,11 @@ import pytest
 from protostar.settings import CorpusSettings, Settings, SettingsError, load
 from stack.postgres import Postgres
 from stack.processes import wait_until
-from tests.support.house import ROOT, House, until
+from tests.support.stack_under_test import ROOT, Stack, until
 
 
-async def refusal(house: House, **environment: str) -> str:
-    worker = house.launch(**environment)
+async def refusal(stack: Stack, **environment: str) -> str:
+    worker = stack.launch(**environment)
     wait_until(lambda: not worker.running, timeout_s=30, what="the worker gives up")
     lines = worker.log.read_text().splitlines()
     assert len(lines) == 1, lines
@@ -48,8 +48,8 @@ async def refusal(house: House, **environment: str) -> str:
     ],
     ids=lambda value: str(value)[:50],
 )
-async def test_a_wrong_setting_is_named(house: House, environment: dict[str, str], named: str) -> None:
-    line = await refusal(house, **environment)
+async def test_a_wrong_setting_is_named(stack: Stack, environment: dict[str, str], named: str) -> None:
+    line = await refusal(stack, **environment)
     assert named in line
     assert "secret" not in line
 
@@ -103,29 +103,29 @@ def test_a_key_that_no_header_can_hold_is_named_and_not_shown(
     assert "secret" not in str(raised.value)
 
 
-async def test_a_database_that_is_not_migrated_says_so(house: House, postgres_server: Postgres) -> None:
+async def test_a_database_that_is_not_migrated_says_so(stack: Stack, postgres_server: Postgres) -> None:
     postgres_server.create_database("bare")
-    assert "protostar migrate" in await refusal(house, DATABASE_URL=postgres_server.url("bare"))
-    assert "protostar migrate" in await refusal(house, DATABASE_URL=postgres_server.url("missing"))
+    assert "protostar migrate" in await refusal(stack, DATABASE_URL=postgres_server.url("bare"))
+    assert "protostar migrate" in await refusal(stack, DATABASE_URL=postgres_server.url("missing"))
 
 
-async def test_an_empty_corpus_is_said_and_served_all_the_same(house: House, tmp_path: Path) -> None:
+async def test_an_empty_corpus_is_said_and_served_all_the_same(stack: Stack, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    worker = await house.start_worker(PROTOSTAR_CORPUS_DIR=str(tmp_path / "empty"))
+    worker = await stack.start_worker(PROTOSTAR_CORPUS_DIR=str(tmp_path / "empty"))
     assert re.search(r"corpus_empty folder=.*put Markdown files", worker.log.read_text())
-    house.model.script({"pieces": ["네."]})
-    events = await house.events((await house.ask("있나요?")).job_id)
+    stack.model.script({"pieces": ["네."]})
+    events = await stack.events((await stack.ask("있나요?")).job_id)
     assert [event["type"] for event in events] == ["start", "delta", "done"]
 
 
-async def test_a_worker_that_is_asked_to_stop_ends_well_and_leaves_nothing(house: House) -> None:
-    worker = await house.start_worker()
+async def test_a_worker_that_is_asked_to_stop_ends_well_and_leaves_nothing(stack: Stack) -> None:
+    worker = await stack.start_worker()
     worker.send(signal.SIGTERM)
     wait_until(lambda: not worker.running, timeout_s=20, what="the worker stops")
     assert worker.exit_code == 0
 
     async def left() -> bool:
-        return await house.owners() == set()
+        return await stack.owners() == set()
 
     await until(left, "the worker has signed off")
 

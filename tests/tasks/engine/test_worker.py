@@ -11,108 +11,108 @@ from uuid import uuid4
 from arq.jobs import Job, JobStatus
 from protostar_client.codec import load_json
 
-from tests.support.house import House, text_of, until
+from tests.support.stack_under_test import Stack, text_of, until
 
 QUIET: dict[str, str] = {"PROTOSTAR_REINDEX_MINUTES": "0"}
 
 
-async def started(house: House, job_id: str, attempt: int = 1) -> dict[str, Any]:
+async def started(stack: Stack, job_id: str, attempt: int = 1) -> dict[str, Any]:
     """The event with which an attempt starts."""
-    async for event in house.follow(job_id):
+    async for event in stack.follow(job_id):
         if event["attempt"] >= attempt and event["type"] == "start":
             return event
     raise AssertionError(f"{job_id} ended without starting")
 
 
-async def test_a_job_is_started_elsewhere_soon_after_its_worker_was_killed(house: House) -> None:
+async def test_a_job_is_started_elsewhere_soon_after_its_worker_was_killed(stack: Stack) -> None:
     """Long before the lease of 15 s is over: the others see that the dead worker's connection has gone."""
-    house.model.script({"hold": "first"}, {"pieces": ["네."]})
-    victim = await house.start_worker(**QUIET)
-    job = await house.ask("질문")
-    await house.model.until_waiting("first")
-    await house.start_worker(**QUIET)
+    stack.model.script({"hold": "first"}, {"pieces": ["네."]})
+    victim = await stack.start_worker(**QUIET)
+    job = await stack.ask("질문")
+    await stack.model.until_waiting("first")
+    await stack.start_worker(**QUIET)
     victim.kill()
     killed_at = time.monotonic()
-    await started(house, job.job_id, attempt=2)
+    await started(stack, job.job_id, attempt=2)
     assert time.monotonic() - killed_at < 12
-    assert text_of(await house.events(job.job_id)) == "네."
+    assert text_of(await stack.events(job.job_id)) == "네."
 
 
-async def test_no_worker_starves_however_many_there_are(house: House) -> None:
+async def test_no_worker_starves_however_many_there_are(stack: Stack) -> None:
     """A stock worker looks at the first hundred ids alone, and five times its slots."""
     workers, slots = 6, 30
-    house.model.script({"hold": "all", "times": None})
+    stack.model.script({"hold": "all", "times": None})
     for _ in range(workers):
-        house.launch(**QUIET, PROTOSTAR_MAX_JOBS=str(slots))
+        stack.launch(**QUIET, PROTOSTAR_MAX_JOBS=str(slots))
 
     async def all_serve() -> bool:
-        return len(await house.owners()) == workers
+        return len(await stack.owners()) == workers
 
-    await until(all_serve, "all workers serve", house.logs)
+    await until(all_serve, "all workers serve", stack.logs)
     for number in range(workers * slots):
-        await house.ask(f"질문 {number}", session=f"s{number}")
-    await house.model.until_waiting("all", workers * slots)
+        await stack.ask(f"질문 {number}", session=f"s{number}")
+    await stack.model.until_waiting("all", workers * slots)
 
 
-async def test_ten_thousand_queued_turns_of_one_session_hold_nobody_up(house: House) -> None:
-    house.model.script({"contains": "긴 줄", "hold": "first"}, {"pieces": ["네."], "times": None})
-    await house.start_worker(**QUIET)
+async def test_ten_thousand_queued_turns_of_one_session_hold_nobody_up(stack: Stack) -> None:
+    stack.model.script({"contains": "긴 줄", "hold": "first"}, {"pieces": ["네."], "times": None})
+    await stack.start_worker(**QUIET)
     user = str(uuid4())
-    await house.ask("긴 줄", user=user, session="long")
-    await house.model.until_waiting("first")
-    await enqueue_turns(house, user, 10_000)
+    await stack.ask("긴 줄", user=user, session="long")
+    await stack.model.until_waiting("first")
+    await enqueue_turns(stack, user, 10_000)
 
     async def all_wait() -> bool:
-        turns = [key async for key in house.redis.scan_iter("protostar:turns:*", count=5000)]
-        return bool(turns) and await house.redis.zcard(turns[0]) == 10_000
+        turns = [key async for key in stack.redis.scan_iter("protostar:turns:*", count=5000)]
+        return bool(turns) and await stack.redis.zcard(turns[0]) == 10_000
 
-    await started(house, (await house.ask("급합니다", session="short")).job_id)
-    await until(all_wait, "all turns wait", house.logs)
-    await started(house, (await house.ask("급합니다", session="short")).job_id)
+    await started(stack, (await stack.ask("급합니다", session="short")).job_id)
+    await until(all_wait, "all turns wait", stack.logs)
+    await started(stack, (await stack.ask("급합니다", session="short")).job_id)
 
 
-async def enqueue_turns(house: House, user: str, count: int) -> None:
+async def enqueue_turns(stack: Stack, user: str, count: int) -> None:
     """What a stock producer does, in few round trips."""
     now_ms = int(time.time() * 1000)
     arguments = {"user_uuid": user, "session_id": "long", "content": "다음"}
     payload = json.dumps({"t": None, "f": "generate_chat", "a": [], "k": arguments, "et": now_ms}).encode()
     for start in range(0, count, 1000):
-        async with house.redis.pipeline(transaction=False) as pipe:
+        async with stack.redis.pipeline(transaction=False) as pipe:
             for number in range(start, start + 1000):
                 pipe.set(f"arq:job:turn-{number:05}", payload, px=86_400_000)
                 pipe.zadd("arq:queue", {f"turn-{number:05}": now_ms + number / 1000})
             await pipe.execute()
 
 
-async def test_a_job_of_a_producer_that_publishes_nothing_starts_within_half_a_second(shared_house: House) -> None:
-    house, waits_s = shared_house, []
-    house.model.script({"pieces": ["네."], "times": None})
+async def test_a_job_of_a_producer_that_publishes_nothing_starts_within_half_a_second(shared_stack: Stack) -> None:
+    stack, waits_s = shared_stack, []
+    stack.model.script({"pieces": ["네."], "times": None})
     for _ in range(7):
         asked_at = time.monotonic()
-        job = await house.ask("질문")
-        await started(house, job.job_id)
+        job = await stack.ask("질문")
+        await started(stack, job.job_id)
         waits_s.append(time.monotonic() - asked_at)
-        await house.events(job.job_id)
+        await stack.events(job.job_id)
     assert statistics.median(waits_s) < 0.5, waits_s  # the median, for a busy machine may hold up any one of them
 
 
-async def test_arqs_own_calls_tell_the_truth(shared_house: House) -> None:
-    house, user = shared_house, str(uuid4())
-    house.model.script({"hold": "status", "pieces": ["네."]})
-    running = await house.ask("첫째", user=user)
-    await house.model.until_waiting("status")
-    waiting = await house.ask("둘째", user=user)
-    deferred = await house.ask("나중", user=user, _defer_by=3600)
+async def test_arqs_own_calls_tell_the_truth(shared_stack: Stack) -> None:
+    stack, user = shared_stack, str(uuid4())
+    stack.model.script({"hold": "status", "pieces": ["네."]})
+    running = await stack.ask("첫째", user=user)
+    await stack.model.until_waiting("status")
+    waiting = await stack.ask("둘째", user=user)
+    deferred = await stack.ask("나중", user=user, _defer_by=3600)
     assert await running.status() is JobStatus.in_progress
     assert await waiting.status() is JobStatus.queued
     assert await deferred.status() is JobStatus.deferred
-    queued = {job.job_id: job for job in await house.redis.queued_jobs()}
+    queued = {job.job_id: job for job in await stack.redis.queued_jobs()}
     assert {running.job_id, waiting.job_id, deferred.job_id} <= queued.keys()
     assert queued[waiting.job_id].kwargs["content"] == "둘째"
     for unwanted in (deferred, waiting):
-        job = Job(unwanted.job_id, house.redis, _deserializer=load_json)
+        job = Job(unwanted.job_id, stack.redis, _deserializer=load_json)
         assert await job.abort(timeout=10, poll_delay=0.05) is True
-    house.model.release("status")
+    stack.model.release("status")
     assert (await running.result(timeout=10, poll_delay=0.05))["content"] == "네."
     assert await running.status() is JobStatus.complete
     info = await running.result_info()
@@ -120,36 +120,36 @@ async def test_arqs_own_calls_tell_the_truth(shared_house: House) -> None:
     assert (info.success, info.job_try, info.function) == (True, 1, "generate_chat")
 
 
-async def test_burst_does_what_is_queued_and_ends(house: House) -> None:
-    house.model.script({"pieces": ["네."], "times": None})
-    jobs = [await house.ask(f"질문 {number}") for number in range(3)]
-    worker = house.launch("--burst", **QUIET)
+async def test_burst_does_what_is_queued_and_ends(stack: Stack) -> None:
+    stack.model.script({"pieces": ["네."], "times": None})
+    jobs = [await stack.ask(f"질문 {number}") for number in range(3)]
+    worker = stack.launch("--burst", **QUIET)
 
     async def ended() -> bool:
         return not worker.running
 
-    await until(ended, "the worker ends", house.logs)
-    assert worker.exit_code == 0, house.logs()
-    assert [(await house.result(job.job_id))["s"] for job in jobs] == [True] * 3
+    await until(ended, "the worker ends", stack.logs)
+    assert worker.exit_code == 0, stack.logs()
+    assert [(await stack.result(job.job_id))["s"] for job in jobs] == [True] * 3
     # A summary that was enqueued while the worker ended is the next one's.
-    assert all(job_id.startswith(b"summary:") for job_id in await house.redis.zrange("arq:queue", 0, -1))
+    assert all(job_id.startswith(b"summary:") for job_id in await stack.redis.zrange("arq:queue", 0, -1))
 
 
-async def test_check_is_true_while_a_worker_serves_and_false_after_its_death(house: House) -> None:
-    worker = await house.start_worker(**QUIET)
-    assert await check(house) == 0
+async def test_check_is_true_while_a_worker_serves_and_false_after_its_death(stack: Stack) -> None:
+    worker = await stack.start_worker(**QUIET)
+    assert await check(stack) == 0
     worker.kill()
 
     async def noticed() -> bool:
-        return not await house.redis.exists("arq:queue:health-check")
+        return not await stack.redis.exists("arq:queue:health-check")
 
     await until(noticed, "the health key is gone")
-    assert await check(house) == 1
+    assert await check(stack) == 1
 
 
-async def check(house: House) -> int | None:
+async def check(stack: Stack) -> int | None:
     """The exit code of ARQ's own health check."""
-    process = house.launch("--check", **QUIET)
+    process = stack.launch("--check", **QUIET)
 
     async def ended() -> bool:
         return not process.running

@@ -30,8 +30,8 @@ from tasks.gate.gate import FAILURES, Gate
 from tasks.gate.gated_provider import GatedProvider
 from tasks.gate.rate_limits import RateLimits
 from tasks.retry_policy import ChatRetryPolicy, Waited, judge
-from tests.support.house import House, check_order, text_of, until
 from tests.support.model_control import ModelControl
+from tests.support.stack_under_test import Stack, check_order, text_of, until
 
 FOREVER: dict[str, Any] = {"times": None}
 SHORT = FOREVER | {"pieces": ["네."]}  # so short that it needs no summary
@@ -371,145 +371,145 @@ async def test_waits_leave_the_free_rate_limits_alone() -> None:
     assert Waited.of(history, now_ms=61_000) == Waited(40, 60.0)
 
 
-async def record(house: House, job_id: str) -> dict[str, Any]:
-    fields = await house.redis.hgetall(keys.RECORD_PREFIX + job_id)  # type: ignore[misc]
+async def record(stack: Stack, job_id: str) -> dict[str, Any]:
+    fields = await stack.redis.hgetall(keys.RECORD_PREFIX + job_id)  # type: ignore[misc]
     return {name.decode(): value.decode() for name, value in fields.items()}
 
 
-async def waits(house: House, job_id: str) -> int:
-    history = (await record(house, job_id)).get("history", "")
+async def waits(stack: Stack, job_id: str) -> int:
+    history = (await record(stack, job_id)).get("history", "")
     return sum(json.loads(line)["reason"] == "provider_busy" for line in history.splitlines())
 
 
-async def until_waiting(house: House, *job_ids: str, times: int = 1) -> None:
+async def until_waiting(stack: Stack, *job_ids: str, times: int = 1) -> None:
     async def do() -> bool:
-        return all([await waits(house, job_id) >= times for job_id in job_ids])
+        return all([await waits(stack, job_id) >= times for job_id in job_ids])
 
-    await until(do, "the jobs wait for the provider", house.logs)
+    await until(do, "the jobs wait for the provider", stack.logs)
 
 
-async def two_workers(house: House, **environment: str) -> None:
+async def two_workers(stack: Stack, **environment: str) -> None:
     for _ in range(2):
-        house.launch(PROTOSTAR_REINDEX_MINUTES="0", **environment)
+        stack.launch(PROTOSTAR_REINDEX_MINUTES="0", **environment)
 
     async def serve() -> bool:
-        return len(await house.owners()) == 2
+        return len(await stack.owners()) == 2
 
-    await until(serve, "two workers serve", house.logs)
+    await until(serve, "two workers serve", stack.logs)
 
 
-async def test_a_refusal_stops_two_workers_and_their_jobs_say_nothing_meanwhile(house: House) -> None:
-    await two_workers(house, PROTOSTAR_MAX_JOBS="2")
-    house.model.script({"status": 429, "headers": {"Retry-After": "2"}, "hold": "first"}, SHORT)
-    first = await house.ask("첫째")
-    await house.model.until_waiting("first")
-    house.model.release("first")
+async def test_a_refusal_stops_two_workers_and_their_jobs_say_nothing_meanwhile(stack: Stack) -> None:
+    await two_workers(stack, PROTOSTAR_MAX_JOBS="2")
+    stack.model.script({"status": 429, "headers": {"Retry-After": "2"}, "hold": "first"}, SHORT)
+    first = await stack.ask("첫째")
+    await stack.model.until_waiting("first")
+    stack.model.release("first")
 
     async def is_paused() -> object:
-        return await house.redis.exists(keys.gate("openai", "test-model"))
+        return await stack.redis.exists(keys.gate("openai", "test-model"))
 
-    await until(is_paused, "the model is paused", house.logs)
-    others = [(await house.ask(f"{n}번째")).job_id for n in range(6)]
-    await until_waiting(house, *others)
-    assert await house.redis.exists(*(keys.events(job_id) for job_id in others)) == 0
-    told = [await house.events(job_id) for job_id in [first.job_id, *others]]
+    await until(is_paused, "the model is paused", stack.logs)
+    others = [(await stack.ask(f"{n}번째")).job_id for n in range(6)]
+    await until_waiting(stack, *others)
+    assert await stack.redis.exists(*(keys.events(job_id) for job_id in others)) == 0
+    told = [await stack.events(job_id) for job_id in [first.job_id, *others]]
     for events in told:
         check_order(events)
         assert events[-1]["type"] == "done"
     for events in told[1:]:
         assert {event["attempt"] for event in events} == {events[0]["attempt"]}
-    arrived = sorted(request["arrived_at"] for request in house.model.requests())
+    arrived = sorted(request["arrived_at"] for request in stack.model.requests())
     assert len(arrived) == 8
     assert arrived[1] - arrived[0] >= 2
-    charges = await house.rows("SELECT count(*) FROM charges")
+    charges = await stack.rows("SELECT count(*) FROM charges")
     assert charges[0]["count"] == 8
 
 
-async def test_requests_a_minute_hold_over_two_workers(house: House) -> None:
-    await two_workers(house, PROTOSTAR_REQUESTS_PER_MINUTE="3")
-    house.model.script(SHORT)
-    jobs = [(await house.ask(f"{n}번째")).job_id for n in range(6)]
+async def test_requests_a_minute_hold_over_two_workers(stack: Stack) -> None:
+    await two_workers(stack, PROTOSTAR_REQUESTS_PER_MINUTE="3")
+    stack.model.script(SHORT)
+    jobs = [(await stack.ask(f"{n}번째")).job_id for n in range(6)]
 
     async def settled() -> bool:
-        answered = [await house.redis.exists(f"arq:result:{job_id}") for job_id in jobs]
-        return all([done or await waits(house, job_id) for done, job_id in zip(answered, jobs, strict=True)])
+        answered = [await stack.redis.exists(f"arq:result:{job_id}") for job_id in jobs]
+        return all([done or await waits(stack, job_id) for done, job_id in zip(answered, jobs, strict=True)])
 
-    await until(settled, "every job is answered or waits", house.logs)
-    assert len(house.model.requests()) == 3
-    waiting = [job_id for job_id in jobs if not await house.redis.exists(f"arq:result:{job_id}")]
+    await until(settled, "every job is answered or waits", stack.logs)
+    assert len(stack.model.requests()) == 3
+    waiting = [job_id for job_id in jobs if not await stack.redis.exists(f"arq:result:{job_id}")]
     assert len(waiting) == 3
-    now_ms = (await house.redis.time())[0] * 1000
+    now_ms = (await stack.redis.time())[0] * 1000
     for job_id in waiting:
-        score = await house.redis.zscore(keys.QUEUE, job_id)
+        score = await stack.redis.zscore(keys.QUEUE, job_id)
         assert score is not None
         assert now_ms + 40_000 < score < now_ms + 66_000
-        assert await house.redis.exists(keys.events(job_id)) == 0
+        assert await stack.redis.exists(keys.events(job_id)) == 0
 
 
-async def test_jobs_outlive_a_provider_that_is_down_and_spend_next_to_nothing(house: House) -> None:
-    await two_workers(house, PROTOSTAR_MAX_JOBS="2")
-    house.model.script(FOREVER | {"status": 503})
-    jobs = [(await house.ask(f"{n}번째")).job_id for n in range(16)]
+async def test_jobs_outlive_a_provider_that_is_down_and_spend_next_to_nothing(stack: Stack) -> None:
+    await two_workers(stack, PROTOSTAR_MAX_JOBS="2")
+    stack.model.script(FOREVER | {"status": 503})
+    jobs = [(await stack.ask(f"{n}번째")).job_id for n in range(16)]
 
     async def has_probed() -> bool:
-        return int(await house.redis.hget(keys.gate("openai", "test-model"), "level") or 0) >= 2  # type: ignore[misc]
+        return int(await stack.redis.hget(keys.gate("openai", "test-model"), "level") or 0) >= 2  # type: ignore[misc]
 
-    await until(has_probed, "a probe has failed", house.logs)
-    await until_waiting(house, *jobs)
+    await until(has_probed, "a probe has failed", stack.logs)
+    await until_waiting(stack, *jobs)
     # Four slots: those that are under way when the fifth fails, and a probe for each level of the breaker.
-    asked = len(house.model.requests())
-    level: Any = await house.redis.hget(keys.gate("openai", "test-model"), "level")  # type: ignore[misc]
+    asked = len(stack.model.requests())
+    level: Any = await stack.redis.hget(keys.gate("openai", "test-model"), "level")  # type: ignore[misc]
     assert asked <= FAILURES + 3 + int(level)
 
     async def tries() -> int | None:
         # An attempt under way is not spared yet, and nearly all will be.
-        found = [await record(house, job_id) for job_id in jobs]
+        found = [await record(stack, job_id) for job_id in jobs]
         is_running = any(job["state"] == "running" for job in found)
         return None if is_running else sum(int(job["attempt"]) - int(job["spared"]) for job in found)
 
-    assert await until(tries, "no attempt is under way", house.logs) <= FAILURES + 3
-    house.model.reset()
-    house.model.script(SHORT)
+    assert await until(tries, "no attempt is under way", stack.logs) <= FAILURES + 3
+    stack.model.reset()
+    stack.model.script(SHORT)
     for job_id in jobs:
-        assert (await house.events(job_id))[-1]["type"] == "done"
-    assert len(house.model.requests()) <= len(jobs) + 1  # a probe may have been under way
+        assert (await stack.events(job_id))[-1]["type"] == "done"
+    assert len(stack.model.requests()) <= len(jobs) + 1  # a probe may have been under way
 
 
-async def test_a_probe_whose_worker_is_killed_blocks_nobody(house: House) -> None:
-    await two_workers(house, PROTOSTAR_LEASE="2")
-    house.model.script({"status": 503, "times": FAILURES}, {"hold": "probe"}, SHORT)
-    jobs = [(await house.ask(f"{n}번째")).job_id for n in range(FAILURES)]
-    await house.model.until_waiting("probe")
-    prober: Any = await house.redis.hget(keys.gate("openai", "test-model"), "prober")  # type: ignore[misc]
+async def test_a_probe_whose_worker_is_killed_blocks_nobody(stack: Stack) -> None:
+    await two_workers(stack, PROTOSTAR_LEASE="2")
+    stack.model.script({"status": 503, "times": FAILURES}, {"hold": "probe"}, SHORT)
+    jobs = [(await stack.ask(f"{n}번째")).job_id for n in range(FAILURES)]
+    await stack.model.until_waiting("probe")
+    prober: Any = await stack.redis.hget(keys.gate("openai", "test-model"), "prober")  # type: ignore[misc]
     os.kill(int(prober.decode().split("-")[-2]), signal.SIGKILL)
     for job_id in jobs:
-        assert (await house.events(job_id))[-1]["type"] == "done"
+        assert (await stack.events(job_id))[-1]["type"] == "done"
 
 
-async def test_another_model_answers_while_the_first_is_paused(house: House) -> None:
-    await two_workers(house, PROTOSTAR_FALLBACK_MODELS="second")
-    house.model.script(
+async def test_another_model_answers_while_the_first_is_paused(stack: Stack) -> None:
+    await two_workers(stack, PROTOSTAR_FALLBACK_MODELS="second")
+    stack.model.script(
         {"model": "test-model", "status": 429, "headers": {"Retry-After": "60"}},
         FOREVER | {"model": "second", "pieces": ["둘째입니다."]},
     )
     for _ in range(4):
-        events = await house.events((await house.ask("질문")).job_id)
+        events = await stack.events((await stack.ask("질문")).job_id)
         assert (text_of(events), events[-1]["attempt"]) == ("둘째입니다.", 1)
-    asked = [request["body"]["model"] for request in house.model.requests()]
+    asked = [request["body"]["model"] for request in stack.model.requests()]
     assert asked == ["test-model", *["second"] * 4]
 
 
 @pytest.mark.parametrize(("status", "code"), [(429, "rate_limited"), (503, "provider_unavailable")])
-async def test_a_wait_that_is_too_long_ends_the_job_with_its_reason(house: House, status: int, code: str) -> None:
-    await two_workers(house, PROTOSTAR_PROVIDER_WAIT="2")
-    house.model.script({"status": status, "headers": {"Retry-After": "60"}})
-    await house.ask("첫째")
+async def test_a_wait_that_is_too_long_ends_the_job_with_its_reason(stack: Stack, status: int, code: str) -> None:
+    await two_workers(stack, PROTOSTAR_PROVIDER_WAIT="2")
+    stack.model.script({"status": status, "headers": {"Retry-After": "60"}})
+    await stack.ask("첫째")
 
     async def is_paused() -> object:
-        return await house.redis.exists(keys.gate("openai", "test-model"))
+        return await stack.redis.exists(keys.gate("openai", "test-model"))
 
-    await until(is_paused, "the model is paused", house.logs)
-    told = (await house.events((await house.ask("둘째")).job_id))[-1]
+    await until(is_paused, "the model is paused", stack.logs)
+    told = (await stack.events((await stack.ask("둘째")).job_id))[-1]
     assert (told["type"], told["code"]) == ("error", code)
     assert "asked again in" in told["message"]
-    assert len(house.model.requests()) == 1
+    assert len(stack.model.requests()) == 1

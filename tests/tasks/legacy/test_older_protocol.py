@@ -22,7 +22,7 @@ from redis.asyncio import Redis
 from stack.processes import Process
 from stack.redis import Redis as RedisServer
 from tasks.legacy.intake import BURY, INTAKE, OlderIntake, UnusableElementError, parse_element
-from tests.support.house import ROOT, House, until
+from tests.support.stack_under_test import ROOT, Stack, until
 
 OLDER_QUEUE = "chat:job:queue"
 OLDER_DEAD = "chat:job:dead"
@@ -78,18 +78,18 @@ async def letters(redis: Redis) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("by_id", [False, True], ids=["an object", "an id"])
-async def test_an_unchanged_gateway_hears_the_stored_answer_and_then_done(shared_house: House, by_id: bool) -> None:
-    house, gateway = shared_house, Gateway(shared_house.redis)
-    house.model.script({"pieces": ANSWER, "delay_s": 0.02})
+async def test_an_unchanged_gateway_hears_the_stored_answer_and_then_done(shared_stack: Stack, by_id: bool) -> None:
+    stack, gateway = shared_stack, Gateway(shared_stack.redis)
+    stack.model.script({"pieces": ANSWER, "delay_s": 0.02})
     job_id = uuid4().hex
     request = gateway.request("워커가 죽으면 작업은 어떻게 되나요?", **({} if by_id else {"jobId": job_id}))
     if by_id:
-        await house.redis.set(f"chat:task:{job_id}", json.dumps(request))
+        await stack.redis.set(f"chat:task:{job_id}", json.dumps(request))
     async with gateway.listening() as messages:
         await gateway.push(job_id if by_id else json.dumps(request))
         said = await heard(messages)
 
-    question, answer = await house.messages(job_id)
+    question, answer = await stack.messages(job_id)
     assert question["content"] == request["content"]
     assert "".join(message["content"] for message in said[:-1]) == answer["content"] == "".join(ANSWER)
     assert [message["type"] for message in said] == ["message"] * (len(said) - 1) + ["done"]
@@ -98,12 +98,12 @@ async def test_an_unchanged_gateway_hears_the_stored_answer_and_then_done(shared
     for message in said:
         assert (message["uuid"], message["sessionId"], message["jobId"]) == (gateway.uuid, gateway.session_id, job_id)
         assert message["timestamp"]
-    assert await items(house.redis, OLDER_QUEUE) == []
+    assert await items(stack.redis, OLDER_QUEUE) == []
 
 
-async def test_an_element_without_an_id_of_its_own_is_a_turn_too(shared_house: House) -> None:
-    house, gateway = shared_house, Gateway(shared_house.redis)
-    house.model.script({"pieces": ["하나."]}, {"pieces": ["둘."]})
+async def test_an_element_without_an_id_of_its_own_is_a_turn_too(shared_stack: Stack) -> None:
+    stack, gateway = shared_stack, Gateway(shared_stack.redis)
+    stack.model.script({"pieces": ["하나."]}, {"pieces": ["둘."]})
     for expected in ("하나.", "둘."):
         async with gateway.listening() as messages:
             # The same bytes twice are two questions: without an id nothing says that they are one.
@@ -112,8 +112,8 @@ async def test_an_element_without_an_id_of_its_own_is_a_turn_too(shared_house: H
         assert [message["content"] for message in said] == [expected, "done"]
 
 
-async def test_what_the_job_refuses_is_told_on_the_channel(shared_house: House) -> None:
-    gateway = Gateway(shared_house.redis)
+async def test_what_the_job_refuses_is_told_on_the_channel(shared_stack: Stack) -> None:
+    gateway = Gateway(shared_stack.redis)
     async with gateway.listening() as messages:
         await gateway.push(json.dumps(gateway.request("질문", mode="poet")))
         [said] = await heard(messages)
@@ -121,8 +121,8 @@ async def test_what_the_job_refuses_is_told_on_the_channel(shared_house: House) 
     assert "general" in said["content"]
 
 
-async def test_what_cannot_become_a_job_is_told_on_the_channel_as_well(shared_house: House) -> None:
-    gateway = Gateway(shared_house.redis)
+async def test_what_cannot_become_a_job_is_told_on_the_channel_as_well(shared_stack: Stack) -> None:
+    gateway = Gateway(shared_stack.redis)
     async with gateway.listening() as messages:
         await gateway.push(json.dumps(gateway.request(None, jobId=7)))
         [said] = await heard(messages)
@@ -130,42 +130,42 @@ async def test_what_cannot_become_a_job_is_told_on_the_channel_as_well(shared_ho
     assert said["content"].startswith("content: ")
 
 
-async def test_the_same_id_pushed_twice_is_one_turn(shared_house: House) -> None:
-    house, gateway = shared_house, Gateway(shared_house.redis)
-    house.model.script({"pieces": ["한 번."], "hold": "twice", "after": 1})
+async def test_the_same_id_pushed_twice_is_one_turn(shared_stack: Stack) -> None:
+    stack, gateway = shared_stack, Gateway(shared_stack.redis)
+    stack.model.script({"pieces": ["한 번."], "hold": "twice", "after": 1})
     job_id = uuid4().hex
-    await house.redis.set(f"chat:task:{job_id}", json.dumps(gateway.request("한 번만")))
+    await stack.redis.set(f"chat:task:{job_id}", json.dumps(gateway.request("한 번만")))
     async with gateway.listening() as messages:
         await gateway.push(job_id)
         await gateway.push(job_id)
-        await house.model.until_waiting("twice")
+        await stack.model.until_waiting("twice")
         await gateway.push(job_id)
 
         async def empty() -> bool:
-            return not await items(house.redis, OLDER_QUEUE)
+            return not await items(stack.redis, OLDER_QUEUE)
 
-        await until(empty, "every element is taken", house.logs)
-        house.model.release("twice")
+        await until(empty, "every element is taken", stack.logs)
+        stack.model.release("twice")
         assert [message["content"] for message in await heard(messages)] == ["한 번.", "done"]
-    assert len(await house.messages(job_id)) == 2
-    assert len(house.model.requests()) == 1
+    assert len(await stack.messages(job_id)) == 2
+    assert len(stack.model.requests()) == 1
 
 
-async def test_an_id_of_another_users_job_is_refused_and_shows_nothing(shared_house: House) -> None:
-    house, job_id = shared_house, uuid4().hex
-    house.model.script({"pieces": ["비밀."]})
-    await house.ask("질문", job_id=job_id)
-    await house.result(job_id)
-    gateway = Gateway(house.redis)
+async def test_an_id_of_another_users_job_is_refused_and_shows_nothing(shared_stack: Stack) -> None:
+    stack, job_id = shared_stack, uuid4().hex
+    stack.model.script({"pieces": ["비밀."]})
+    await stack.ask("질문", job_id=job_id)
+    await stack.result(job_id)
+    gateway = Gateway(stack.redis)
     async with gateway.listening() as messages:
         await gateway.push(json.dumps(gateway.request("훔치기", jobId=job_id)))
         [said] = await heard(messages)
     assert (said["type"], said["content"]) == ("error", "jobId: is the id of another job; use an id of your own")
 
 
-async def test_turns_of_older_and_newer_producers_are_in_one_order(shared_house: House) -> None:
-    house, gateway = shared_house, Gateway(shared_house.redis)
-    house.model.script({"pieces": ["네."], "times": None, "endpoint": "chat"})
+async def test_turns_of_older_and_newer_producers_are_in_one_order(shared_stack: Stack) -> None:
+    stack, gateway = shared_stack, Gateway(shared_stack.redis)
+    stack.model.script({"pieces": ["네."], "times": None, "endpoint": "chat"})
     order: list[str] = []
     for number in range(20):
         word = f"{number}번째"
@@ -173,17 +173,17 @@ async def test_turns_of_older_and_newer_producers_are_in_one_order(shared_house:
         if number % 4 == 3:
 
             async def taken() -> bool:
-                return not await items(house.redis, OLDER_QUEUE)
+                return not await items(stack.redis, OLDER_QUEUE)
 
             await until(taken, "the older ones are queued before the newer one")
             # ARQ rounds the time of an enqueue to a whole millisecond: two jobs within one have no order.
-            await next_millisecond(house.redis)
-            job = await house.ask(word, user=gateway.uuid, session=gateway.session_id)
-            await next_millisecond(house.redis)
+            await next_millisecond(stack.redis)
+            job = await stack.ask(word, user=gateway.uuid, session=gateway.session_id)
+            await next_millisecond(stack.redis)
         else:
             await gateway.push(json.dumps(gateway.request(word)))
-    await house.events(job.job_id)
-    assert [row["content"] for row in await questions(house, gateway.uuid)] == order
+    await stack.events(job.job_id)
+    assert [row["content"] for row in await questions(stack, gateway.uuid)] == order
 
 
 async def next_millisecond(redis: Redis) -> None:
@@ -198,8 +198,8 @@ async def next_millisecond(redis: Redis) -> None:
     await until(is_past, "a millisecond has passed")
 
 
-async def questions(house: House, user: str) -> list[dict[str, Any]]:
-    return await house.rows(
+async def questions(stack: Stack, user: str) -> list[dict[str, Any]]:
+    return await stack.rows(
         "SELECT m.* FROM messages m JOIN sessions s ON s.id = m.session_id "
         "WHERE s.user_uuid = $1 AND m.role = 'user' ORDER BY m.id",
         user,
@@ -431,28 +431,28 @@ async def test_an_intake_killed_at_any_point_loses_and_doubles_nothing(redis_cli
     assert await letters(redis_client) == []
 
 
-async def test_every_element_is_one_turn_whatever_workers_die(house: House) -> None:
+async def test_every_element_is_one_turn_whatever_workers_die(stack: Stack) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     dice = random.Random(seed)
-    house.model.script({"pieces": ["네, ", "그렇습니다."], "times": None, "delay_s": 0.01})
+    stack.model.script({"pieces": ["네, ", "그렇습니다."], "times": None, "delay_s": 0.01})
     environment = {"PROTOSTAR_LEASE": "1", "PROTOSTAR_REINDEX_MINUTES": "0", "PROTOSTAR_MAX_JOBS": "10"}
-    running = [await house.start_worker(**environment) for _ in range(2)]
-    gateways = [Gateway(house.redis) for _ in range(12)]
+    running = [await stack.start_worker(**environment) for _ in range(2)]
+    gateways = [Gateway(stack.redis) for _ in range(12)]
     pushed: dict[str, list[str]] = {gateway.uuid: [] for gateway in gateways}
 
     async def kill() -> None:
         for _ in range(3):  # fewer than a job has attempts
             await asyncio.sleep(0.3 + dice.random())
             running.pop(dice.randrange(len(running))).kill()
-            running.append(await house.start_worker(**environment))
+            running.append(await stack.start_worker(**environment))
 
     killing, number = asyncio.create_task(kill()), 0
     while not killing.done():
         gateway, word = dice.choice(gateways), f"질문 {number}"
         pushed[gateway.uuid].append(word)
         if dice.random() < 0.4:
-            await house.redis.set(f"chat:task:older-{number}", json.dumps(gateway.request(word)))
+            await stack.redis.set(f"chat:task:older-{number}", json.dumps(gateway.request(word)))
             await gateway.push(f"older-{number}")
         else:
             await gateway.push(json.dumps(gateway.request(word)))
@@ -461,13 +461,13 @@ async def test_every_element_is_one_turn_whatever_workers_die(house: House) -> N
     await killing
 
     async def answered() -> bool:
-        [row] = await house.rows("SELECT count(*) FROM messages WHERE role = 'assistant'")
+        [row] = await stack.rows("SELECT count(*) FROM messages WHERE role = 'assistant'")
         return bool(row["count"] >= number)
 
-    await until(answered, "every question is answered", house.logs)
-    assert await items(house.redis, OLDER_QUEUE) == await items(house.redis, OLDER_DEAD) == []
+    await until(answered, "every question is answered", stack.logs)
+    assert await items(stack.redis, OLDER_QUEUE) == await items(stack.redis, OLDER_DEAD) == []
     for gateway in gateways:
-        assert [row["content"] for row in await questions(house, gateway.uuid)] == pushed[gateway.uuid]
-    answers = await house.rows("SELECT * FROM messages WHERE role = 'assistant'")
+        assert [row["content"] for row in await questions(stack, gateway.uuid)] == pushed[gateway.uuid]
+    answers = await stack.rows("SELECT * FROM messages WHERE role = 'assistant'")
     assert {(row["status"], row["content"]) for row in answers} == {("completed", "네, 그렇습니다.")}
     assert len(answers) == number

@@ -17,7 +17,7 @@ import structlog
 from protostar.log import Event
 from tasks.engine.claim import Claim
 from tasks.monitoring.logs import JobLabels, JsonFormatter, TextFormatter, configure, label_session
-from tests.support.house import House, until
+from tests.support.stack_under_test import Stack, until
 
 LONG = (
     "작업은 잃지 않습니다. 워커가 죽으면 다른 워커가 이어받습니다. 처음부터 다시 답합니다. 독자는 끝을 한 번 봅니다. "
@@ -146,21 +146,21 @@ def test_a_log_configuration_of_the_users_is_left_alone(loggers: tuple[logging.L
     assert (ours.handlers, own.formatter) == ([own], None)
 
 
-async def test_every_line_of_a_worker_is_json_and_names_its_job(house: House) -> None:
-    worker = await house.start_worker(PROTOSTAR_LOG_FORMAT="json", PROTOSTAR_LOG_LEVEL="debug")
-    house.model.script({"status": 500}, {"pieces": [LONG]}, {"pieces": ["요약이다."]})
-    job = await house.ask("비밀스러운 질문", user=str(uuid4()), session="대화 1")
-    await house.result(job.job_id)
-    summary = f"summary:{(await house.messages(job.job_id))[1]['id']}"
-    await house.result(summary)
-    await house.rows("ALTER TABLE messages ADD CONSTRAINT broken CHECK (role <> 'user') NOT VALID")
-    broken = await house.ask("또 하나 비밀", user=str(uuid4()), session="대화 2")
-    await house.result(broken.job_id)
+async def test_every_line_of_a_worker_is_json_and_names_its_job(stack: Stack) -> None:
+    worker = await stack.start_worker(PROTOSTAR_LOG_FORMAT="json", PROTOSTAR_LOG_LEVEL="debug")
+    stack.model.script({"status": 500}, {"pieces": [LONG]}, {"pieces": ["요약이다."]})
+    job = await stack.ask("비밀스러운 질문", user=str(uuid4()), session="대화 1")
+    await stack.result(job.job_id)
+    summary = f"summary:{(await stack.messages(job.job_id))[1]['id']}"
+    await stack.result(summary)
+    await stack.rows("ALTER TABLE messages ADD CONSTRAINT broken CHECK (role <> 'user') NOT VALID")
+    broken = await stack.ask("또 하나 비밀", user=str(uuid4()), session="대화 2")
+    await stack.result(broken.job_id)
 
     async def written() -> bool:
         return f'"job_id":"{broken.job_id}"' in worker.log.read_text().replace('": "', '":"')
 
-    await until(written, "the last job is in the log", house.logs)
+    await until(written, "the last job is in the log", stack.logs)
     worker.stop()
     text = worker.log.read_text()
     lines = [json.loads(line) for line in text.splitlines()]
@@ -180,13 +180,13 @@ async def test_every_line_of_a_worker_is_json_and_names_its_job(house: House) ->
     assert "이어받습니다" not in text
 
 
-async def test_a_text_line_about_a_job_names_its_session_and_attempt(shared_house: House) -> None:
+async def test_a_text_line_about_a_job_names_its_session_and_attempt(shared_stack: Stack) -> None:
     session = f"s-{uuid4().hex}"
-    job = await shared_house.ask("질문", session=session)
-    await shared_house.result(job.job_id)
+    job = await shared_stack.ask("질문", session=session)
+    await shared_stack.result(job.job_id)
 
     async def line() -> str:
-        lines = shared_house.workers[0].log.read_text().splitlines()
+        lines = shared_stack.workers[0].log.read_text().splitlines()
         return next((line for line in lines if "attempt_ended" in line and job.job_id in line), "")
 
     assert f" session={session}" in await until(line, "the attempt is in the log")

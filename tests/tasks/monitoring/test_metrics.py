@@ -13,7 +13,7 @@ from uuid import uuid4
 from prometheus_client.parser import text_string_to_metric_families
 
 from stack.postgres import Postgres
-from tests.support.house import ROOT, House, until
+from tests.support.stack_under_test import ROOT, Stack, until
 
 USAGE = {"prompt_tokens": 321, "completion_tokens": 54, "total_tokens": 375, "cost": 0.25}
 GRAFANA = ROOT / "docs" / "grafana"
@@ -49,38 +49,38 @@ def names_in(text: str) -> set[str]:
 
 
 async def test_a_worker_counts_what_it_does_and_the_dashboard_asks_for_nothing_else(
-    house: House, postgres_server: Postgres
+    stack: Stack, postgres_server: Postgres
 ) -> None:
     port = free_port()
-    await house.start_worker(PROTOSTAR_METRICS_PORT=str(port))
+    await stack.start_worker(PROTOSTAR_METRICS_PORT=str(port))
 
     async def indexed() -> bool:
         return value(await scraped(port), "protostar_index_chunks") > 0
 
-    await until(indexed, "the corpus is indexed", house.logs)
+    await until(indexed, "the corpus is indexed", stack.logs)
 
-    house.model.script({"pieces": ["하나 ", "둘 ", "셋."], "usage": USAGE, "first_delay_s": 0.2})
-    await house.result((await house.ask("임대 시간은?")).job_id)
-    house.model.script({"status": 401})
-    await house.result((await house.ask("둘째")).job_id)
-    house.model.script({"status": 429, "headers": {"retry-after": "1"}, "times": None})
-    limited = [await house.ask("셋째"), await house.ask("넷째")]
+    stack.model.script({"pieces": ["하나 ", "둘 ", "셋."], "usage": USAGE, "first_delay_s": 0.2})
+    await stack.result((await stack.ask("임대 시간은?")).job_id)
+    stack.model.script({"status": 401})
+    await stack.result((await stack.ask("둘째")).job_id)
+    stack.model.script({"status": 429, "headers": {"retry-after": "1"}, "times": None})
+    limited = [await stack.ask("셋째"), await stack.ask("넷째")]
 
     async def waits() -> bool:
         return value(await scraped(port), "protostar_gate_waits_total", reason="limited") >= 1
 
-    await until(waits, "what one was told holds for the other", house.logs)
-    house.model.reset()
-    house.model.script({"pieces": ["네."], "times": 2})
+    await until(waits, "what one was told holds for the other", stack.logs)
+    stack.model.reset()
+    stack.model.script({"pieces": ["네."], "times": 2})
     for job in limited:
-        await house.result(job.job_id)
+        await stack.result(job.job_id)
 
     async def counted() -> Samples | None:
         samples = await scraped(port)
         done = value(samples, "protostar_attempts_total", function="generate_chat", outcome="done")
         return samples if done == 3 and value(samples, "protostar_running_turns") == 0 else None
 
-    found: Samples = await until(counted, "three answers are counted, and none runs", house.logs)
+    found: Samples = await until(counted, "three answers are counted, and none runs", stack.logs)
     expected = {
         ("protostar_attempts_total", "outcome", "provider_error"): 1,
         ("protostar_dead_letters_total", "code", "provider_error"): 1,
@@ -120,35 +120,35 @@ async def test_a_worker_counts_what_it_does_and_the_dashboard_asks_for_nothing_e
     assert value(frozen, "protostar_attempts_total", outcome="done", function="generate_chat") == 3
 
 
-async def test_a_worker_without_the_port_works_and_takes_it_when_it_is_free(house: House) -> None:
+async def test_a_worker_without_the_port_works_and_takes_it_when_it_is_free(stack: Stack) -> None:
     port = free_port()
     setting = {"PROTOSTAR_METRICS_PORT": str(port), "PROTOSTAR_REINDEX_MINUTES": "0"}
-    first = await house.start_worker(**setting)
-    house.model.script({"pieces": ["반쯤 "], "hold": "half", "after": 1}, {"pieces": ["다 했습니다."]})
-    job = await house.ask("질문", user=str(uuid4()))
-    await house.until_said(job.job_id, "반쯤")
-    second = await house.start_worker(**setting)
+    first = await stack.start_worker(**setting)
+    stack.model.script({"pieces": ["반쯤 "], "hold": "half", "after": 1}, {"pieces": ["다 했습니다."]})
+    job = await stack.ask("질문", user=str(uuid4()))
+    await stack.until_said(job.job_id, "반쯤")
+    second = await stack.start_worker(**setting)
     assert f"metrics_port_taken host=127.0.0.1 port={port}" in second.log.read_text()
 
     first.send(signal.SIGKILL)
-    assert (await house.result(job.job_id))["s"] is True
+    assert (await stack.result(job.job_id))["s"] is True
 
     async def taken() -> bool:
         return "metrics_served" in second.log.read_text()
 
-    await until(taken, "the second worker has the port", house.logs)
+    await until(taken, "the second worker has the port", stack.logs)
     found = await scraped(port)
     assert value(found, "protostar_takeovers_total") == 1
     assert value(found, "protostar_attempts_total", function="generate_chat", outcome="done") == 1
 
 
-async def test_an_address_that_is_not_this_machines_stops_the_worker(house: House) -> None:
-    worker = house.launch(PROTOSTAR_METRICS_PORT="9464", PROTOSTAR_METRICS_HOST="192.0.2.1")
+async def test_an_address_that_is_not_this_machines_stops_the_worker(stack: Stack) -> None:
+    worker = stack.launch(PROTOSTAR_METRICS_PORT="9464", PROTOSTAR_METRICS_HOST="192.0.2.1")
 
     async def over() -> bool:
         return not worker.running
 
-    await until(over, "the worker gives up", house.logs)
+    await until(over, "the worker gives up", stack.logs)
     [line] = worker.log.read_text().splitlines()
     assert worker.exit_code == 1
     assert "PROTOSTAR_METRICS_HOST is 192.0.2.1" in line

@@ -15,8 +15,8 @@ from redis.asyncio import Redis as RedisClient
 
 from protostar.settings import Settings
 from rag.providers import ProviderName, make_provider
-from tests.support.house import ROOT, House, clean_environment, text_of, until
 from tests.support.model_control import ModelControl
+from tests.support.stack_under_test import ROOT, Stack, clean_environment, text_of, until
 
 KEY = "sk-live-4242424242abcdef"
 DATABASE_PASSWORD = "db-pass-7771"
@@ -27,8 +27,8 @@ CONTENTS = ("극비질문", "극비답변", "극비문맥")
 
 
 @pytest.fixture
-async def house(redis_url: str, database_url: str, model_server: ModelControl, tmp_path: Path) -> AsyncIterator[House]:
-    """A house whose every door has a password."""
+async def stack(redis_url: str, database_url: str, model_server: ModelControl, tmp_path: Path) -> AsyncIterator[Stack]:
+    """A stack whose every door has a password."""
     model_server.reset()
     async with RedisClient.from_url(redis_url) as redis:
         await redis.execute_command("ACL", "SETUSER", "worker", "on", f">{REDIS_PASSWORD}", "~*", "&*", "+@all")
@@ -37,45 +37,45 @@ async def house(redis_url: str, database_url: str, model_server: ModelControl, t
         corpus = tmp_path / "corpus"
         corpus.mkdir()
         (corpus / "a.md").write_text("# 발표\n\n발표는 내일이다.\n")
-        house = House(redis_url, database_url, model_server, tmp_path, corpus)
-        house.environment |= {"OPENAI_API_KEY": KEY}
-        yield house
-        await house.close()
+        stack = Stack(redis_url, database_url, model_server, tmp_path, corpus)
+        stack.environment |= {"OPENAI_API_KEY": KEY}
+        yield stack
+        await stack.close()
         await redis.execute_command("ACL", "DELUSER", "worker")
 
 
-async def asked(house: House, *, mode: str = "general") -> list[dict[str, Any]]:
+async def asked(stack: Stack, *, mode: str = "general") -> list[dict[str, Any]]:
     """A question, to its end."""
     more = {"mode": mode, "context": PAGE} if mode == "page_context" else {}
-    job = await house.ask(QUESTION, user=str(uuid4()), **more)
-    events = await house.events(job.job_id)
-    await house.result(job.job_id)
+    job = await stack.ask(QUESTION, user=str(uuid4()), **more)
+    events = await stack.events(job.job_id)
+    await stack.result(job.job_id)
     return events
 
 
-async def stopped(house: House) -> None:
-    for worker in house.workers:
+async def stopped(stack: Stack) -> None:
+    for worker in stack.workers:
         worker.stop()
 
 
-async def all_of_redis(house: House) -> str:
+async def all_of_redis(stack: Stack) -> str:
     """Every event, result, dead letter and mark of the run."""
     found = []
-    async for key in house.redis.scan_iter():
-        found += [key, await house.redis.dump(key) if await house.redis.type(key) != b"stream" else b""]
-        if await house.redis.type(key) == b"stream":
-            found += [fields[b"data"] for _, fields in await house.redis.xrange(key)]
-        elif await house.redis.type(key) == b"string":
-            found.append(await house.redis.get(key))
+    async for key in stack.redis.scan_iter():
+        found += [key, await stack.redis.dump(key) if await stack.redis.type(key) != b"stream" else b""]
+        if await stack.redis.type(key) == b"stream":
+            found += [fields[b"data"] for _, fields in await stack.redis.xrange(key)]
+        elif await stack.redis.type(key) == b"string":
+            found.append(await stack.redis.get(key))
     return b"\n".join(found).decode(errors="replace")
 
 
-def protostar(house: House, *arguments: str, **environment: str) -> str:
+def protostar(stack: Stack, *arguments: str, **environment: str) -> str:
     """Both outputs of a command."""
     done = subprocess.run(
         [sys.executable, "-m", "protostar", *arguments],
         cwd=ROOT,
-        env=clean_environment() | house.environment | environment,
+        env=clean_environment() | stack.environment | environment,
         capture_output=True,
         text=True,
         timeout=60,
@@ -90,33 +90,33 @@ def assert_secret(text: str, *words: str) -> None:
         assert at < 0, f"{word} is shown: {text[max(0, at - 300) : at + 100]}"
 
 
-async def test_a_run_with_every_kind_of_trouble_shows_no_secret(house: House) -> None:
+async def test_a_run_with_every_kind_of_trouble_shows_no_secret(stack: Stack) -> None:
     said = {"message": f"Incorrect API key provided: {KEY}. You asked: {QUESTION}"}
-    worker = house.launch("--verbose")
-    await until(house.owners, "the worker serves", house.logs)
+    worker = stack.launch("--verbose")
+    await until(stack.owners, "the worker serves", stack.logs)
 
-    house.model.script({"pieces": [ANSWER]}, {"pieces": [ANSWER]})
-    assert text_of(await asked(house)) == ANSWER
-    assert text_of(await asked(house, mode="page_context")) == ANSWER
+    stack.model.script({"pieces": [ANSWER]}, {"pieces": [ANSWER]})
+    assert text_of(await asked(stack)) == ANSWER
+    assert text_of(await asked(stack, mode="page_context")) == ANSWER
 
-    house.model.script({"status": 401, "error": said}, {"status": 500, "error": said}, {"pieces": [ANSWER]})
-    assert (await asked(house))[-1]["code"] == "provider_error"
-    assert text_of(await asked(house)) == ANSWER
+    stack.model.script({"status": 401, "error": said}, {"status": 500, "error": said}, {"pieces": [ANSWER]})
+    assert (await asked(stack))[-1]["code"] == "provider_error"
+    assert text_of(await asked(stack)) == ANSWER
 
     # PostgreSQL's own words about a broken rule quote the whole row.
-    await house.rows("ALTER TABLE messages ADD CONSTRAINT broken CHECK (role <> 'user') NOT VALID")
-    assert (await asked(house))[-1]["code"] == "internal"
-    await house.rows("ALTER TABLE messages DROP CONSTRAINT broken")
+    await stack.rows("ALTER TABLE messages ADD CONSTRAINT broken CHECK (role <> 'user') NOT VALID")
+    assert (await asked(stack))[-1]["code"] == "internal"
+    await stack.rows("ALTER TABLE messages DROP CONSTRAINT broken")
     assert "Traceback" in worker.log.read_text()
-    await stopped(house)
+    await stopped(stack)
 
-    await house.start_worker(OPENAI_BASE_URL=f"http://127.0.0.1:1/{KEY}", PROTOSTAR_JOB_TIMEOUT="5")
-    assert (await asked(house))[-1]["type"] == "error"
-    await stopped(house)
+    await stack.start_worker(OPENAI_BASE_URL=f"http://127.0.0.1:1/{KEY}", PROTOSTAR_JOB_TIMEOUT="5")
+    assert (await asked(stack))[-1]["type"] == "error"
+    await stopped(stack)
 
-    logs = "".join(worker.log.read_text() for worker in house.workers)
+    logs = "".join(worker.log.read_text() for worker in stack.workers)
     assert_secret(logs, *SECRETS, *CONTENTS)
-    assert_secret(await all_of_redis(house), *SECRETS)
+    assert_secret(await all_of_redis(stack), *SECRETS)
 
 
 WRONG: list[dict[str, str]] = [
@@ -132,22 +132,22 @@ WRONG: list[dict[str, str]] = [
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: " ".join(wrong))
-async def test_a_worker_that_cannot_start_says_why_without_a_secret(house: House, wrong: dict[str, str]) -> None:
-    worker = house.launch(**wrong)
+async def test_a_worker_that_cannot_start_says_why_without_a_secret(stack: Stack, wrong: dict[str, str]) -> None:
+    worker = stack.launch(**wrong)
 
     async def over() -> bool:
         return not worker.running
 
-    await until(over, "the worker gives up", house.logs)
+    await until(over, "the worker gives up", stack.logs)
     said = worker.log.read_text()
     assert worker.exit_code == 1
     assert len(said.splitlines()) == 1
     assert_secret(said, *SECRETS)
 
 
-def test_commands_show_no_secret(house: House) -> None:
-    shown = [protostar(house, *arguments) for arguments in (("jobs",), ("status",), ("search", "질문"))]
-    shown += [protostar(house, "jobs" if "REDIS_URL" in wrong else "migrate", **wrong) for wrong in WRONG]
+def test_commands_show_no_secret(stack: Stack) -> None:
+    shown = [protostar(stack, *arguments) for arguments in (("jobs",), ("status",), ("search", "질문"))]
+    shown += [protostar(stack, "jobs" if "REDIS_URL" in wrong else "migrate", **wrong) for wrong in WRONG]
     assert_secret("\n".join(shown), *SECRETS)
 
 

@@ -17,7 +17,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from tests.support.house import ROOT, House, clean_environment, dump, until
+from tests.support.stack_under_test import ROOT, Stack, clean_environment, dump, until
 
 QUESTION = "비밀스러운 질문"
 SERVICE = f"""
@@ -100,10 +100,10 @@ def named(spans: list[Span], name: str) -> list[Span]:
     return sorted(found, key=lambda span: span.start_time_unix_nano)
 
 
-def asked_by_a_service(house: House, collector: Collector, how: str) -> str:
+def asked_by_a_service(stack: Stack, collector: Collector, how: str) -> str:
     job_id = uuid4().hex
     subprocess.run(
-        [sys.executable, "-c", SERVICE, house.redis_url, job_id, str(uuid4()), how],
+        [sys.executable, "-c", SERVICE, stack.redis_url, job_id, str(uuid4()), how],
         env=clean_environment() | {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_SERVICE_NAME": "gateway"},
         cwd=ROOT,
         check=True,
@@ -112,35 +112,35 @@ def asked_by_a_service(house: House, collector: Collector, how: str) -> str:
     return job_id
 
 
-async def asked_by_hand(house: House, **more: Any) -> str:
+async def asked_by_hand(stack: Stack, **more: Any) -> str:
     """Enqueue as any language can, with more fields in the record."""
     job_id, now_ms = uuid4().hex, int(time.time() * 1000)
     arguments = {"user_uuid": str(uuid4()), "session_id": "s", "content": QUESTION}
     record = {"t": None, "f": "generate_chat", "a": [], "k": arguments, "et": now_ms, **more}
-    await house.redis.set(f"arq:job:{job_id}", dump(record), px=60_000)
-    await house.redis.zadd("arq:queue", {job_id: now_ms})
+    await stack.redis.set(f"arq:job:{job_id}", dump(record), px=60_000)
+    await stack.redis.zadd("arq:queue", {job_id: now_ms})
     return job_id
 
 
-async def test_one_trace_spans_service_worker_and_provider(house: House, collector: Collector) -> None:
-    worker = await house.start_worker(OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
+async def test_one_trace_spans_service_worker_and_provider(stack: Stack, collector: Collector) -> None:
+    worker = await stack.start_worker(OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
 
     async def indexed() -> object:
-        return await house.rows("SELECT 1 FROM reindex_runs WHERE ended_at IS NOT NULL")
+        return await stack.rows("SELECT 1 FROM reindex_runs WHERE ended_at IS NOT NULL")
 
-    await until(indexed, "the corpus is indexed", house.logs)
-    house.model.script({"status": 500}, {"pieces": ["비밀스러운 ", "답."], "times": None})
-    first = asked_by_a_service(house, collector, "async")
-    await house.result(first)
-    requests = house.model.requests(2)
-    second = asked_by_a_service(house, collector, "sync")
-    await house.result(second)
+    await until(indexed, "the corpus is indexed", stack.logs)
+    stack.model.script({"status": 500}, {"pieces": ["비밀스러운 ", "답."], "times": None})
+    first = asked_by_a_service(stack, collector, "async")
+    await stack.result(first)
+    requests = stack.model.requests(2)
+    second = asked_by_a_service(stack, collector, "sync")
+    await stack.result(second)
     trace_id, parent_id = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-    others = await asked_by_hand(house, traceparent=f"00-{trace_id}-{parent_id}-01", tracestate="vendor=x")
-    await house.result(others)
-    broken = [await asked_by_hand(house, traceparent=wrong) for wrong in ("nonsense", 7, None)]
+    others = await asked_by_hand(stack, traceparent=f"00-{trace_id}-{parent_id}-01", tracestate="vendor=x")
+    await stack.result(others)
+    broken = [await asked_by_hand(stack, traceparent=wrong) for wrong in ("nonsense", 7, None)]
     for job_id in broken:
-        assert (await house.result(job_id))["s"] is True
+        assert (await stack.result(job_id))["s"] is True
     worker.stop()  # the last spans are sent before it ends
 
     spans = collector.of(first)

@@ -26,7 +26,7 @@ from rag.prompt.token_ratio import (
     TokenRatio,
 )
 from tasks.turn.token_ratios import TokenRatios
-from tests.support.house import House, until
+from tests.support.stack_under_test import Stack, until
 
 UNKNOWN = TokenCounter("some-llama")
 START = FIRST_RATIO * MARGIN
@@ -183,53 +183,53 @@ async def test_without_redis_the_count_goes_on(redis: Redis) -> None:
     assert await factor_after(ratios) == pytest.approx(1.5 * MARGIN)
 
 
-async def test_the_next_prompt_is_counted_by_what_the_last_one_really_had(house: House) -> None:
-    await house.start_worker()
+async def test_the_next_prompt_is_counted_by_what_the_last_one_really_had(stack: Stack) -> None:
+    await stack.start_worker()
     page = "가나다라 마바사. " * 3_000
-    house.model.script(
+    stack.model.script(
         {"pieces": ["네."], "usage": {"prompt_tokens": 12_000, "completion_tokens": 2}},
         {"pieces": ["아니요."]},
     )
-    first = await house.ask("요약해 줘.", mode="page_context", context=page)
-    await house.events(first.job_id)
+    first = await stack.ask("요약해 줘.", mode="page_context", context=page)
+    await stack.events(first.job_id)
 
     async def learned() -> object:
-        return await house.redis.hget(keys.TOKEN_RATIOS, "test-model")  # type: ignore[misc]
+        return await stack.redis.hget(keys.TOKEN_RATIOS, "test-model")  # type: ignore[misc]
 
     line = (await until(learned, "the worker has written what it learned")).decode()
     before, after = [1 / START, 1 / TokenRatio.parse(line).factor]
-    await house.events((await house.ask("요약해 줘.", mode="page_context", context=page)).job_id)
-    sizes = [counted(request) for request in house.model.requests() if is_answer(request)]
+    await stack.events((await stack.ask("요약해 줘.", mode="page_context", context=page)).job_id)
+    sizes = [counted(request) for request in stack.model.requests() if is_answer(request)]
     assert sizes[1] / sizes[0] == pytest.approx(after / before, rel=0.1)
 
 
-async def test_estimates_are_corrected_too(house: House) -> None:
-    await house.redis.hset(keys.TOKEN_RATIOS, "test-model", "2")  # type: ignore[misc]
-    await house.start_worker()
+async def test_estimates_are_corrected_too(stack: Stack) -> None:
+    await stack.redis.hset(keys.TOKEN_RATIOS, "test-model", "2")  # type: ignore[misc]
+    await stack.start_worker()
     answer = "예순네 개의 낱말로 된 답이다. " * 10
-    house.model.script({"pieces": [answer], "usage": "absent"})
-    job = await house.ask("길이는?")
-    usage = (await house.events(job.job_id))[-1]["usage"]
+    stack.model.script({"pieces": [answer], "usage": "absent"})
+    job = await stack.ask("길이는?")
+    usage = (await stack.events(job.job_id))[-1]["usage"]
     assert usage["estimated"]
     assert usage["output_tokens"] == math.ceil(UNKNOWN.count(answer) * 2 * MARGIN)
-    [request] = [request for request in house.model.requests() if is_answer(request)]
+    [request] = [request for request in stack.model.requests() if is_answer(request)]
     assert usage["input_tokens"] == pytest.approx(counted(request) * 2 * MARGIN + FORMAT_TOKENS, abs=3)
-    [charge] = await house.rows("SELECT * FROM charges WHERE job_id = $1", job.job_id)
+    [charge] = await stack.rows("SELECT * FROM charges WHERE job_id = $1", job.job_id)
     assert (charge["input_tokens"], charge["output_tokens"]) == (usage["input_tokens"], usage["output_tokens"])
 
 
-async def test_a_window_that_is_too_small_for_the_models_tokens_is_refused_at_start(house: House) -> None:
+async def test_a_window_that_is_too_small_for_the_models_tokens_is_refused_at_start(stack: Stack) -> None:
     window = {"PROTOSTAR_CONTEXT_WINDOW": "1500", "PROTOSTAR_MAX_OUTPUT_TOKENS": "600"}
-    await house.redis.hset(keys.TOKEN_RATIOS, "test-model", "3")  # type: ignore[misc]
-    worker = house.launch(**window)
+    await stack.redis.hset(keys.TOKEN_RATIOS, "test-model", "3")  # type: ignore[misc]
+    worker = stack.launch(**window)
 
     async def ended() -> bool:
         return not worker.running
 
-    await until(ended, "the worker refuses to start", house.logs)
+    await until(ended, "the worker refuses to start", stack.logs)
     assert "PROTOSTAR_CONTEXT_WINDOW is 1500" in worker.last_lines(10)
-    await house.redis.delete(keys.TOKEN_RATIOS)
-    await house.start_worker(**window)
+    await stack.redis.delete(keys.TOKEN_RATIOS)
+    await stack.start_worker(**window)
 
 
 def is_answer(request: dict[str, Any]) -> bool:

@@ -29,7 +29,7 @@ from tasks.turn.history import (
     oldest_messages,
     stored_turns,
 )
-from tests.support.house import House, until
+from tests.support.stack_under_test import Stack, until
 
 SUMMARY_MODEL: Final = "summary-model"
 WINDOW, MAX_OUTPUT = 8192, 1024
@@ -191,72 +191,72 @@ CREATE TRIGGER moved AFTER UPDATE OF summary_until ON sessions FOR EACH ROW EXEC
 NO_REINDEX: Final = {"PROTOSTAR_REINDEX_MINUTES": "0", "PROTOSTAR_SUMMARY_MODEL": SUMMARY_MODEL}
 
 
-async def logged_session(house: House, *, turns: int) -> tuple[int, str]:
+async def logged_session(stack: Stack, *, turns: int) -> tuple[int, str]:
     """A session whose roll-ups are written down in `moves`; its number and its user."""
-    connection = await asyncpg.connect(house.database_url)
+    connection = await asyncpg.connect(stack.database_url)
     await connection.execute(LOGGED)
     await connection.close()
-    [session] = await fill(house.database_url, turns=turns)
-    [row] = await house.rows("SELECT user_uuid FROM sessions WHERE id = $1", session)
+    [session] = await fill(stack.database_url, turns=turns)
+    [row] = await stack.rows("SELECT user_uuid FROM sessions WHERE id = $1", session)
     return session, str(row["user_uuid"])
 
 
-def script_roll_ups(house: House, **more: Any) -> None:
+def script_roll_ups(stack: Stack, **more: Any) -> None:
     """A model that keeps the fact where it is told it, and only there."""
-    house.model.script(
+    stack.model.script(
         {"model": "test-model", "pieces": ["네."], "times": None},
         {"model": SUMMARY_MODEL, "contains": "번개", "pieces": [FACT, " 4747번 물었다."], "times": None, **more},
         {"model": SUMMARY_MODEL, "pieces": [OTHER], "times": None},
     )
 
 
-async def turn(house: House, user: str, content: str = "그리고?", **more: str) -> None:
+async def turn(stack: Stack, user: str, content: str = "그리고?", **more: str) -> None:
     """One more turn, with its summary."""
-    job = await house.ask(content, user=user, **more)
-    await house.events(job.job_id)
-    [_, answer] = await house.messages(job.job_id)
-    await house.result(f"summary:{answer['id']}")
+    job = await stack.ask(content, user=user, **more)
+    await stack.events(job.job_id)
+    [_, answer] = await stack.messages(job.job_id)
+    await stack.result(f"summary:{answer['id']}")
 
 
-async def moves(house: House) -> list[dict[str, Any]]:
-    return await house.rows("SELECT * FROM moves")
+async def moves(stack: Stack) -> list[dict[str, Any]]:
+    return await stack.rows("SELECT * FROM moves")
 
 
-async def until_at_rest(house: House) -> None:
+async def until_at_rest(stack: Stack) -> None:
     """Wait until no job is left that would roll up."""
 
     async def at_rest() -> bool:
-        left = await house.rows("SELECT 1 FROM outbox_jobs")
-        return not left and not [key async for key in house.redis.scan_iter("arq:job:rollup:*")]
+        left = await stack.rows("SELECT 1 FROM outbox_jobs")
+        return not left and not [key async for key in stack.redis.scan_iter("arq:job:rollup:*")]
 
-    await until(at_rest, "nothing is left to roll up", house.logs)
+    await until(at_rest, "nothing is left to roll up", stack.logs)
 
 
-def asked(house: House, model: str) -> list[str]:
+def asked(stack: Stack, model: str) -> list[str]:
     """The prompts a model was asked with."""
-    requests = house.model.requests(1_000)
+    requests = stack.model.requests(1_000)
     return ["\n".join(m["content"] for m in r["body"]["messages"]) for r in requests if r["body"]["model"] == model]
 
 
-async def test_a_session_of_a_thousand_turns_keeps_its_budget_and_its_facts(house: House) -> None:
-    _, user = await logged_session(house, turns=990)
-    await house.start_worker(**NO_REINDEX)
-    script_roll_ups(house)
+async def test_a_session_of_a_thousand_turns_keeps_its_budget_and_its_facts(stack: Stack) -> None:
+    _, user = await logged_session(stack, turns=990)
+    await stack.start_worker(**NO_REINDEX)
+    script_roll_ups(stack)
     for number in range(991, 1_001):
-        await turn(house, user, f"질문 {number}번: 그리고?")
-        await until_at_rest(house)
-    made = await moves(house)
+        await turn(stack, user, f"질문 {number}번: 그리고?")
+        await until_at_rest(stack)
+    made = await moves(stack)
     tokens = TokenCounter("test-model").count
 
     steps = [move["summary_until"] for move in made]
     assert steps == sorted(set(steps))
     assert all("번개" in move["summary"] for move in made)
-    for prompt in asked(house, SUMMARY_MODEL):
+    for prompt in asked(stack, SUMMARY_MODEL):
         assert tokens(prompt) < WINDOW
-    rolled_up = 1_000 - len(await house.rows("SELECT 1 FROM messages WHERE id > $1 AND role = 'user'", steps[-1]))
+    rolled_up = 1_000 - len(await stack.rows("SELECT 1 FROM messages WHERE id > $1 AND role = 'user'", steps[-1]))
     assert rolled_up > 970
 
-    [last] = asked(house, "test-model")[-1:]
+    [last] = asked(stack, "test-model")[-1:]
     assert tokens(last) + MAX_OUTPUT < WINDOW
     assert FACT in last
     assert "질문 1000번" in last
@@ -265,30 +265,30 @@ async def test_a_session_of_a_thousand_turns_keeps_its_budget_and_its_facts(hous
     assert "질문 4번" not in last
 
 
-async def test_a_roll_up_comes_once_in_a_while(house: House) -> None:
-    _, user = await logged_session(house, turns=1)
-    await house.start_worker(**NO_REINDEX)
-    script_roll_ups(house)
+async def test_a_roll_up_comes_once_in_a_while(stack: Stack) -> None:
+    _, user = await logged_session(stack, turns=1)
+    await stack.start_worker(**NO_REINDEX)
+    script_roll_ups(stack)
     for number in range(60):
-        await turn(house, user, f"질문 {number}번: " + "그리고 " * 80)
-    await until_at_rest(house)
-    assert 1 <= len(await moves(house)) <= 10
+        await turn(stack, user, f"질문 {number}번: " + "그리고 " * 80)
+    await until_at_rest(stack)
+    assert 1 <= len(await moves(stack)) <= 10
 
 
-async def test_in_a_small_window_a_roll_up_waits_until_prompts_are_full(house: House) -> None:
+async def test_in_a_small_window_a_roll_up_waits_until_prompts_are_full(stack: Stack) -> None:
     window, max_output = 1_500, 200
-    await logged_session(house, turns=1)
+    await logged_session(stack, turns=1)
     sizes = {"PROTOSTAR_CONTEXT_WINDOW": str(window), "PROTOSTAR_MAX_OUTPUT_TOKENS": str(max_output)}
-    await house.start_worker(**NO_REINDEX, **sizes)
-    script_roll_ups(house)
+    await stack.start_worker(**NO_REINDEX, **sizes)
+    script_roll_ups(stack)
     user = str(uuid4())
     for number in range(40):
-        await turn(house, user, f"{number}번째 질문: 임대 {number * 7}초는 무엇인가요?")
-        await until_at_rest(house)
-    assert 1 <= len(await moves(house)) <= 5
-    fullest = max(map(TokenCounter("test-model").count, asked(house, "test-model")))
+        await turn(stack, user, f"{number}번째 질문: 임대 {number * 7}초는 무엇인가요?")
+        await until_at_rest(stack)
+    assert 1 <= len(await moves(stack)) <= 5
+    fullest = max(map(TokenCounter("test-model").count, asked(stack, "test-model")))
     assert fullest > 0.75 * (window - max_output)
-    held = [len(json.loads(row["prompt"])["turns"]) for row in await house.rows(_ANSWERS_PROMPTS, UUID(user))]
+    held = [len(json.loads(row["prompt"])["turns"]) for row in await stack.rows(_ANSWERS_PROMPTS, UUID(user))]
     assert held[:8] == list(range(8))  # about ten fit: how many tokens the tags' random code takes differs
     assert sum(held[8:]) / len(held[8:]) >= 5
 
@@ -299,108 +299,108 @@ WHERE user_uuid = $1 AND role = 'assistant' ORDER BY messages.id
 """
 
 
-async def test_turns_that_a_page_crowds_out_are_rolled_up_and_others_not(house: House) -> None:
-    _, user = await logged_session(house, turns=60)
-    await house.start_worker(**NO_REINDEX)
-    script_roll_ups(house)
-    await turn(house, user)
-    await until_at_rest(house)
-    assert await moves(house) == []
-    assert "질문 1번" in asked(house, "test-model")[-1]
-    await turn(house, user, mode="page_context", context="쪽의 본문이다. " * 3_000)
-    await until_at_rest(house)
-    [move] = await moves(house)
+async def test_turns_that_a_page_crowds_out_are_rolled_up_and_others_not(stack: Stack) -> None:
+    _, user = await logged_session(stack, turns=60)
+    await stack.start_worker(**NO_REINDEX)
+    script_roll_ups(stack)
+    await turn(stack, user)
+    await until_at_rest(stack)
+    assert await moves(stack) == []
+    assert "질문 1번" in asked(stack, "test-model")[-1]
+    await turn(stack, user, mode="page_context", context="쪽의 본문이다. " * 3_000)
+    await until_at_rest(stack)
+    [move] = await moves(stack)
     assert "번개" in move["summary"]
 
 
-async def test_a_worker_killed_in_a_roll_up_leaves_one_to_effect(house: House) -> None:
-    _, user = await logged_session(house, turns=80)
-    worker = await house.start_worker(**NO_REINDEX, PROTOSTAR_LEASE="2")
-    script_roll_ups(house, hold="roll-up")
-    await turn(house, user)
-    await house.model.until_waiting("roll-up")
+async def test_a_worker_killed_in_a_roll_up_leaves_one_to_effect(stack: Stack) -> None:
+    _, user = await logged_session(stack, turns=80)
+    worker = await stack.start_worker(**NO_REINDEX, PROTOSTAR_LEASE="2")
+    script_roll_ups(stack, hold="roll-up")
+    await turn(stack, user)
+    await stack.model.until_waiting("roll-up")
     worker.kill()
-    await house.start_worker(**NO_REINDEX, PROTOSTAR_LEASE="2")
-    house.model.release("roll-up")
-    await until_at_rest(house)
-    [move] = await moves(house)
+    await stack.start_worker(**NO_REINDEX, PROTOSTAR_LEASE="2")
+    stack.model.release("roll-up")
+    await until_at_rest(stack)
+    [move] = await moves(stack)
     assert "번개" in move["summary"]
-    assert len(asked(house, SUMMARY_MODEL)) == 3  # of the second attempt one is a repair
+    assert len(asked(stack, SUMMARY_MODEL)) == 3  # of the second attempt one is a repair
 
 
 @pytest.mark.parametrize("rolled_up", [0, 5])
-async def test_two_roll_ups_at_once_are_one_to_effect_and_a_later_one_is_none(house: House, rolled_up: int) -> None:
-    session, _ = await logged_session(house, turns=30)
+async def test_two_roll_ups_at_once_are_one_to_effect_and_a_later_one_is_none(stack: Stack, rolled_up: int) -> None:
+    session, _ = await logged_session(stack, turns=30)
     if rolled_up:
-        await house.rows("UPDATE sessions SET summary = $1, summary_until = $2", OTHER, 2 * rolled_up)
-        await house.rows("DELETE FROM moves")
-    await house.start_worker(**NO_REINDEX)
-    house.model.script({"model": SUMMARY_MODEL, "hold": "both", "pieces": [FACT], "times": 2})
+        await stack.rows("UPDATE sessions SET summary = $1, summary_until = $2", OTHER, 2 * rolled_up)
+        await stack.rows("DELETE FROM moves")
+    await stack.start_worker(**NO_REINDEX)
+    stack.model.script({"model": SUMMARY_MODEL, "hold": "both", "pieces": [FACT], "times": 2})
     arguments: dict[str, Any] = {"session": session, "until": 2 * rolled_up}
     for job_id in ("one", "two"):
-        await house.redis.enqueue_job("roll_up_session", _job_id=job_id, **arguments)
-    await house.model.until_waiting("both", 2)
-    house.model.release("both")
-    await until_gone(house, "one", "two")
-    assert len(await moves(house)) == 1
-    await house.redis.enqueue_job("roll_up_session", _job_id="three", **arguments)
-    await until_gone(house, "three")
-    assert len(await moves(house)) == 1
-    assert len(asked(house, SUMMARY_MODEL)) == 2
+        await stack.redis.enqueue_job("roll_up_session", _job_id=job_id, **arguments)
+    await stack.model.until_waiting("both", 2)
+    stack.model.release("both")
+    await until_gone(stack, "one", "two")
+    assert len(await moves(stack)) == 1
+    await stack.redis.enqueue_job("roll_up_session", _job_id="three", **arguments)
+    await until_gone(stack, "three")
+    assert len(await moves(stack)) == 1
+    assert len(asked(stack, SUMMARY_MODEL)) == 2
 
 
-async def until_gone(house: House, *job_ids: str) -> None:
+async def until_gone(stack: Stack, *job_ids: str) -> None:
     async def gone() -> bool:
-        return not await house.redis.exists(*(f"arq:job:{job_id}" for job_id in job_ids))
+        return not await stack.redis.exists(*(f"arq:job:{job_id}" for job_id in job_ids))
 
-    await until(gone, "the jobs have ended", house.logs)
+    await until(gone, "the jobs have ended", stack.logs)
 
 
 @pytest.mark.parametrize("failure", [{"status": 401}, {"pieces": ["12345번."]}])
 async def test_a_roll_up_that_fails_leaves_everything_and_a_later_turn_tries_again(
-    house: House, failure: dict[str, Any]
+    stack: Stack, failure: dict[str, Any]
 ) -> None:
-    _, user = await logged_session(house, turns=80)
-    await house.start_worker(**NO_REINDEX)
-    house.model.script({"model": "test-model", "pieces": ["네."]}, {"model": SUMMARY_MODEL, **failure, "times": None})
-    await turn(house, user)
-    await until_at_rest(house)
-    assert asked(house, SUMMARY_MODEL)
-    assert await moves(house) == []
-    house.model.reset()
-    script_roll_ups(house)
-    await turn(house, user, "다시?")
-    await until_at_rest(house)
-    [move] = await moves(house)
+    _, user = await logged_session(stack, turns=80)
+    await stack.start_worker(**NO_REINDEX)
+    stack.model.script({"model": "test-model", "pieces": ["네."]}, {"model": SUMMARY_MODEL, **failure, "times": None})
+    await turn(stack, user)
+    await until_at_rest(stack)
+    assert asked(stack, SUMMARY_MODEL)
+    assert await moves(stack) == []
+    stack.model.reset()
+    script_roll_ups(stack)
+    await turn(stack, user, "다시?")
+    await until_at_rest(stack)
+    [move] = await moves(stack)
     assert move["summary"] == FACT
-    assert "질문 80번" in asked(house, "test-model")[-1]
+    assert "질문 80번" in asked(stack, "test-model")[-1]
 
 
-async def test_a_turn_without_a_summary_is_rolled_up_by_its_text(house: House) -> None:
-    session, user = await logged_session(house, turns=80)
-    await house.rows(
+async def test_a_turn_without_a_summary_is_rolled_up_by_its_text(stack: Stack) -> None:
+    session, user = await logged_session(stack, turns=80)
+    await stack.rows(
         "UPDATE messages SET summary = NULL, content = $1 WHERE job_id = $2 AND role = 'assistant'",
         "자전거는 번개라고 한다. " * 40,
         f"{session}-2",
     )
-    await house.start_worker(**NO_REINDEX)
-    script_roll_ups(house)
-    await turn(house, user)
-    await until_at_rest(house)
-    assert "자전거는 번개라고 한다." in asked(house, SUMMARY_MODEL)[0]
+    await stack.start_worker(**NO_REINDEX)
+    script_roll_ups(stack)
+    await turn(stack, user)
+    await until_at_rest(stack)
+    assert "자전거는 번개라고 한다." in asked(stack, SUMMARY_MODEL)[0]
 
 
-async def test_turns_that_all_failed_are_passed_over_without_asking_a_model(house: House) -> None:
-    _, user = await logged_session(house, turns=180)
-    await house.rows("UPDATE messages SET content = '', status = 'failed' WHERE role = 'assistant'")
-    await house.start_worker(**NO_REINDEX)
-    script_roll_ups(house)
-    await turn(house, user)
-    await until_at_rest(house)
-    [move, *_] = await moves(house)
+async def test_turns_that_all_failed_are_passed_over_without_asking_a_model(stack: Stack) -> None:
+    _, user = await logged_session(stack, turns=180)
+    await stack.rows("UPDATE messages SET content = '', status = 'failed' WHERE role = 'assistant'")
+    await stack.start_worker(**NO_REINDEX)
+    script_roll_ups(stack)
+    await turn(stack, user)
+    await until_at_rest(stack)
+    [move, *_] = await moves(stack)
     assert move["summary"] is None
-    assert asked(house, SUMMARY_MODEL) == []
+    assert asked(stack, SUMMARY_MODEL) == []
     assert (
-        len(await house.rows("SELECT 1 FROM messages WHERE id > $1", (await moves(house))[-1]["summary_until"]))
+        len(await stack.rows("SELECT 1 FROM messages WHERE id > $1", (await moves(stack))[-1]["summary_until"]))
         < TAIL_MESSAGES
     )

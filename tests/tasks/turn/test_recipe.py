@@ -19,26 +19,26 @@ from models.transaction import transact
 from protostar.settings import SHIPPED_PROMPTS_DIR
 from rag.prompt.parts import PromptParts
 from tasks.turn.prompt_record import Recipe
-from tests.support.house import House, until
+from tests.support.stack_under_test import Stack, until
 from tests.tasks.turn.test_bill import LONG_ANSWER, NO_REINDEX, ended
 
 SUMMARY = "작업은 잃지 않으며 15초 안에 다른 워커가 이어받습니다."
 QUESTION = "워커가 죽으면 작업은 몇 초 안에 이어받나요?"
 
 
-def sent(house: House) -> list[dict[str, str]]:
+def sent(stack: Stack) -> list[dict[str, str]]:
     """The messages that the model server received last."""
-    messages: list[dict[str, str]] = house.model.requests()[-1]["body"]["messages"]
+    messages: list[dict[str, str]] = stack.model.requests()[-1]["body"]["messages"]
     return messages
 
 
-async def rebuilt(house: House, job_id: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(await house.output("prompt", job_id, "--json"))
+async def rebuilt(stack: Stack, job_id: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(await stack.output("prompt", job_id, "--json"))
     return found
 
 
-async def summed_up(house: House, job_id: str) -> None:
-    await house.result(f"summary:{(await house.messages(job_id))[1]['id']}")
+async def summed_up(stack: Stack, job_id: str) -> None:
+    await stack.result(f"summary:{(await stack.messages(job_id))[1]['id']}")
 
 
 @pytest.fixture
@@ -49,126 +49,126 @@ def prompts(tmp_path: Path) -> Path:
     return folder
 
 
-async def test_a_prompt_is_made_again_byte_for_byte_after_everything_has_changed(house: House, prompts: Path) -> None:
-    worker = await house.start_worker(PROTOSTAR_PROMPTS_DIR=str(prompts), **NO_REINDEX)
-    assert await house.protostar("reindex") == 0
-    house.model.script({"pieces": [LONG_ANSWER]}, {"pieces": [SUMMARY]}, {"pieces": ["네."]}, {"pieces": ["네, 네."]})
+async def test_a_prompt_is_made_again_byte_for_byte_after_everything_has_changed(stack: Stack, prompts: Path) -> None:
+    worker = await stack.start_worker(PROTOSTAR_PROMPTS_DIR=str(prompts), **NO_REINDEX)
+    assert await stack.protostar("reindex") == 0
+    stack.model.script({"pieces": [LONG_ANSWER]}, {"pieces": [SUMMARY]}, {"pieces": ["네."]}, {"pieces": ["네, 네."]})
     user = str(uuid4())
-    first = await ended(house, QUESTION, user=user)
-    await summed_up(house, first)
-    second = await ended(house, "짧게 한 번 더?", user=user)
-    await summed_up(house, second)
-    third = await ended(house, "재시도는 어떻게 하나요?\n\t(표로)", user=user)
-    received = sent(house)
+    first = await ended(stack, QUESTION, user=user)
+    await summed_up(stack, first)
+    second = await ended(stack, "짧게 한 번 더?", user=user)
+    await summed_up(stack, second)
+    third = await ended(stack, "재시도는 어떻게 하나요?\n\t(표로)", user=user)
+    received = sent(stack)
     user_message = received[1]["content"]
     for part in ("<passage-", SUMMARY, "짧게 한 번 더?", "지수 백오프"):
         assert part in user_message
 
-    (house.corpus / "delivery.md").write_text("# 다른 글\n\n이제 아무것도 남지 않았다.")
-    assert await house.protostar("reindex", "--full") == 0
-    await house.rows("UPDATE messages SET summary = 'gone', content = 'gone' WHERE job_id = ANY($1)", [first, second])
+    (stack.corpus / "delivery.md").write_text("# 다른 글\n\n이제 아무것도 남지 않았다.")
+    assert await stack.protostar("reindex", "--full") == 0
+    await stack.rows("UPDATE messages SET summary = 'gone', content = 'gone' WHERE job_id = ANY($1)", [first, second])
     for name in ("general", "page_context", "summary"):
         (prompts / f"{name}.md").write_text("Another persona.")
     worker.stop()
 
-    again = await rebuilt(house, third)
+    again = await rebuilt(stack, third)
     assert again["messages"] == received
     assert json.dumps(again["messages"], ensure_ascii=False) == json.dumps(received, ensure_ascii=False)
     assert (again["provider"], again["model"], again["attempt"]) == ("openai", "test-model", 1)
     expected = {"model": "test-model", "mode": "general", "context_window": 8192, "max_output_tokens": 1024}
     assert expected.items() <= again["parameters"].items()
     assert len(again["version"]) == 64
-    readable = await house.output("prompt", third)
+    readable = await stack.output("prompt", third)
     assert all(f"--- {message['role']} ---\n{message['content']}\n" in readable for message in received)
 
 
-async def test_a_page_that_was_cut_is_made_again(shared_house: House) -> None:
-    house = shared_house
-    house.model.script({"pieces": ["요약입니다."]})
+async def test_a_page_that_was_cut_is_made_again(shared_stack: Stack) -> None:
+    stack = shared_stack
+    stack.model.script({"pieces": ["요약입니다."]})
     page = "".join(f"{number}번째 문장입니다. " for number in range(5_000))
-    job_id = await ended(house, "요약해 줘.", mode="page_context", context=page)
-    received = sent(house)
+    job_id = await ended(stack, "요약해 줘.", mode="page_context", context=page)
+    received = sent(stack)
     assert "page is cut here" in received[1]["content"]
-    assert (await rebuilt(house, job_id))["messages"] == received
+    assert (await rebuilt(stack, job_id))["messages"] == received
 
 
-async def test_the_version_follows_the_persona_alone(shared_house: House) -> None:
-    house = shared_house
-    house.model.script({"pieces": ["네."], "times": 3})
-    jobs = [await ended(house, "하나"), await ended(house, "둘")]
-    jobs.append(await ended(house, "셋", mode="page_context", context="글."))
-    versions = [(await rebuilt(house, job_id))["version"] for job_id in jobs]
+async def test_the_version_follows_the_persona_alone(shared_stack: Stack) -> None:
+    stack = shared_stack
+    stack.model.script({"pieces": ["네."], "times": 3})
+    jobs = [await ended(stack, "하나"), await ended(stack, "둘")]
+    jobs.append(await ended(stack, "셋", mode="page_context", context="글."))
+    versions = [(await rebuilt(stack, job_id))["version"] for job_id in jobs]
     assert versions[0] == versions[1] != versions[2]
 
 
-async def test_a_text_is_kept_once_however_many_prompts_held_it(shared_house: House) -> None:
-    house = shared_house
-    house.model.script({"pieces": ["네."], "times": 2})
-    await ended(house, QUESTION)
-    before = await house.rows("SELECT count(*) AS texts FROM prompt_texts")
-    job_id = await ended(house, QUESTION)
-    assert await house.rows("SELECT count(*) AS texts FROM prompt_texts") == before
-    assert (await rebuilt(house, job_id))["messages"] == sent(house)
+async def test_a_text_is_kept_once_however_many_prompts_held_it(shared_stack: Stack) -> None:
+    stack = shared_stack
+    stack.model.script({"pieces": ["네."], "times": 2})
+    await ended(stack, QUESTION)
+    before = await stack.rows("SELECT count(*) AS texts FROM prompt_texts")
+    job_id = await ended(stack, QUESTION)
+    assert await stack.rows("SELECT count(*) AS texts FROM prompt_texts") == before
+    assert (await rebuilt(stack, job_id))["messages"] == sent(stack)
     wrong = "SELECT hash FROM prompt_texts WHERE hash <> encode(sha256(convert_to(text, 'UTF8')), 'hex')"
-    assert await house.rows(wrong) == []
+    assert await stack.rows(wrong) == []
 
 
-async def test_the_last_attempts_prompt_is_the_one_that_is_kept(shared_house: House) -> None:
-    house = shared_house
-    house.model.script({"status": 401}, {"status": 500}, {"pieces": ["네."]})
-    job_id = await ended(house, QUESTION)
-    await house.result(job_id)
-    first = await rebuilt(house, job_id)
-    assert await house.protostar("retry", job_id) == 0
-    await house.events(job_id)
-    again = await rebuilt(house, job_id)
-    assert again["messages"] == sent(house) != first["messages"]
+async def test_the_last_attempts_prompt_is_the_one_that_is_kept(shared_stack: Stack) -> None:
+    stack = shared_stack
+    stack.model.script({"status": 401}, {"status": 500}, {"pieces": ["네."]})
+    job_id = await ended(stack, QUESTION)
+    await stack.result(job_id)
+    first = await rebuilt(stack, job_id)
+    assert await stack.protostar("retry", job_id) == 0
+    await stack.events(job_id)
+    again = await rebuilt(stack, job_id)
+    assert again["messages"] == sent(stack) != first["messages"]
     assert again["attempt"] == 3
 
 
-async def test_a_failed_answer_keeps_its_prompt(shared_house: House) -> None:
-    shared_house.model.script({"status": 401})
-    job_id = await ended(shared_house)
-    again = await rebuilt(shared_house, job_id)
-    assert (again["provider"], again["messages"]) == ("openai", sent(shared_house))
+async def test_a_failed_answer_keeps_its_prompt(shared_stack: Stack) -> None:
+    shared_stack.model.script({"status": 401})
+    job_id = await ended(shared_stack)
+    again = await rebuilt(shared_stack, job_id)
+    assert (again["provider"], again["messages"]) == ("openai", sent(shared_stack))
 
 
-async def test_a_cancelled_answer_keeps_its_prompt(shared_house: House) -> None:
-    house = shared_house
-    house.model.script({"pieces": ["반쪽", "뒤"], "after": 1, "hold": "never"})
-    job = await house.ask("질문")
-    await house.until_said(job.job_id, "반쪽")
-    await house.redis.zadd("arq:abort", {job.job_id: int(time.time() * 1000)})
-    await house.events(job.job_id)
-    assert (await rebuilt(house, job.job_id))["messages"] == sent(house)
+async def test_a_cancelled_answer_keeps_its_prompt(shared_stack: Stack) -> None:
+    stack = shared_stack
+    stack.model.script({"pieces": ["반쪽", "뒤"], "after": 1, "hold": "never"})
+    job = await stack.ask("질문")
+    await stack.until_said(job.job_id, "반쪽")
+    await stack.redis.zadd("arq:abort", {job.job_id: int(time.time() * 1000)})
+    await stack.events(job.job_id)
+    assert (await rebuilt(stack, job.job_id))["messages"] == sent(stack)
 
 
-async def problem(house: House, job_id: str) -> str:
+async def problem(stack: Stack, job_id: str) -> str:
     """The one line by which the command fails."""
-    code, printed, said = await house.run("prompt", job_id)
+    code, printed, said = await stack.run("prompt", job_id)
     assert (code, printed, said.count("\n")) == (1, "", 1)
     assert job_id in said
     return said
 
 
-async def test_what_has_no_prompt_says_why(shared_house: House) -> None:
-    house = shared_house
-    assert "there is no turn" in await problem(house, "nobody")
-    too_long = await ended(house, "단어 " * 10_000)
-    assert "ended (failed) before a prompt was made" in await problem(house, too_long)
+async def test_what_has_no_prompt_says_why(shared_stack: Stack) -> None:
+    stack = shared_stack
+    assert "there is no turn" in await problem(stack, "nobody")
+    too_long = await ended(stack, "단어 " * 10_000)
+    assert "ended (failed) before a prompt was made" in await problem(stack, too_long)
 
-    house.model.script({"pieces": ["네."], "hold": "running"})
-    running = await house.ask("질문")
-    await house.model.until_waiting("running")
-    assert "has not ended" in await problem(house, running.job_id)
-    house.model.release("running")
-    await house.events(running.job_id)
+    stack.model.script({"pieces": ["네."], "hold": "running"})
+    running = await stack.ask("질문")
+    await stack.model.until_waiting("running")
+    assert "has not ended" in await problem(stack, running.job_id)
+    stack.model.release("running")
+    await stack.events(running.job_id)
 
     job_id = running.job_id
-    await house.rows('UPDATE messages SET prompt = prompt || \'{"messages": ""}\' WHERE job_id = $1', job_id)
-    assert "another version" in await problem(house, job_id)
-    await house.rows("UPDATE messages SET prompt = NULL WHERE job_id = $1", job_id)
-    assert "older version" in await problem(house, job_id)
+    await stack.rows('UPDATE messages SET prompt = prompt || \'{"messages": ""}\' WHERE job_id = $1', job_id)
+    assert "another version" in await problem(stack, job_id)
+    await stack.rows("UPDATE messages SET prompt = NULL WHERE job_id = $1", job_id)
+    assert "older version" in await problem(stack, job_id)
 
 
 async def test_two_answers_that_store_the_same_texts_cant_wait_for_each_other(database_url: str) -> None:

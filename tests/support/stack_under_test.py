@@ -1,4 +1,4 @@
-"""A worker and everything around it, as a test sees it from outside."""
+"""The stack under test: a worker with its servers, seen from outside."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def dump(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
-class House:
+class Stack:
     """Redis, PostgreSQL, a model server and a corpus folder; starts workers as a user does."""
 
     def __init__(self, redis_url: str, database_url: str, model: ModelControl, folder: Path, corpus: Path) -> None:
