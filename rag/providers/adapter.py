@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from typing import Any, Final
 
 from rag.providers.answer import completion_of, json_object, prompt_texts, vectors_of
+from rag.providers.bounded_body import COMPLETION_BYTES, VECTOR_BYTES, body_limit, bound_body
 from rag.providers.errors import Translator
 from rag.providers.protocol import Completion, CompletionRequest, ProviderError, StreamPart
 from rag.providers.streaming import Limits, Patience, Response, read_parts
@@ -69,7 +70,7 @@ class Adapter(ABC):
     async def complete(self, request: CompletionRequest) -> Completion:
         """Ask for a whole answer; it has the time of a first token."""
         patience = Patience(self.name, self._limits)
-        with self._guard(prompt_texts(request)):
+        with self._guard(prompt_texts(request)), body_limit(COMPLETION_BYTES):
             text = await patience.wait(self._whole(request))
         return completion_of(json_object(text, self._translator), request, self._translator)
 
@@ -78,13 +79,21 @@ class Adapter(ABC):
         if not texts:
             return []
         patience = Patience(self.name, self._limits)
-        with self._guard(texts):
+        with self._guard(texts), body_limit(VECTOR_BYTES * (len(texts) + 1)):
             text = await patience.wait(self._embed(texts, model))
         return vectors_of(json_object(text, self._translator), texts, self._translator)
 
+    @property
+    def _event_hooks(self) -> dict[str, list[Callable[[Any], Awaitable[None]]]]:
+        """The event hooks of the client of httpx or httpx2 through which the library asks."""
+        return {"request": [self._add_headers], "response": [self._bound_body]}
+
     async def _add_headers(self, request: Any) -> None:
-        """For httpx or httpx2: called with every request before it is sent."""
         request.headers.update(self._headers())
+        request.headers["Accept-Encoding"] = "identity"
+
+    async def _bound_body(self, response: Any) -> None:
+        bound_body(response, self._translator)
 
     @contextmanager
     def _guard(self, prompt: Sequence[str] = ()) -> Iterator[None]:

@@ -6,17 +6,23 @@ Typed parsing costs five to twenty times as much a token, and trusts the server'
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from protostar_client.contract import Usage
+import numpy as np
+from protostar_client.contract import Usage, clean_text
 
 from rag.providers.errors import Translator
 from rag.providers.protocol import Completion, CompletionRequest, Finish
 
 MOST_CHARACTERS_A_TOKEN: Final = 64
 """Tokens of four characters are usual; a whole answer above this is one whose limit the provider does not keep."""
+
+FINISH_REASON_CHARACTERS: Final = 32
+MODEL_CHARACTERS: Final = 200
+MOST_TOKENS: Final = 100_000_000
+MOST_COST: Final = 1_000_000
+"""A usage beyond these is not credible: the worker's own count takes its place."""
 
 
 class AnswerReader:
@@ -30,6 +36,7 @@ class AnswerReader:
         self._half = ""
         self._refusal = False
         self._characters = 0
+        self._thoughts = 0
         self._most_characters = request.max_output_tokens * MOST_CHARACTERS_A_TOKEN
         self.finish_reason: str | None = None
 
@@ -42,16 +49,19 @@ class AnswerReader:
         choice = _first_choice(chunk)
         if error_of(chunk) or error_of(choice):
             raise self._translator.of_body(chunk if error_of(chunk) else choice, status=200, prompt=self._prompt)
-        self._model = _text(chunk.get("model")) or self._model
+        self._model = _name(chunk.get("model")) or self._model
         self._usage = usage_of(chunk) or self._usage
-        self.finish_reason = _text(choice.get("finish_reason")) or self.finish_reason
+        self.finish_reason = _name(choice.get("finish_reason"), FINISH_REASON_CHARACTERS) or self.finish_reason
         delta = _mapping(choice.get("delta"))
         thought = _text(delta.get("reasoning")) or _text(delta.get("reasoning_content"))
         text = _text(delta.get("content"))
         self._refusal = self._refusal or bool(delta.get("refusal"))
         self._characters += len(text)
-        if self._characters > self._most_characters:
-            raise self._translator.fatal(f"went on after {self._characters} characters; it keeps no limit on tokens")
+        self._thoughts += len(thought)
+        if max(self._characters, self._thoughts) > self._most_characters:
+            raise self._translator.fatal(
+                f"went on after {self._most_characters} characters; it keeps no limit on tokens"
+            )
         return self._whole_characters(text), bool(text or thought)
 
     def finish(self) -> Finish:
@@ -105,8 +115,8 @@ def completion_of(body: Mapping[str, Any], request: CompletionRequest, translato
         raise translator.filtered()
     return Completion(
         text=_text(message.get("content")),
-        finish_reason=check_finish_reason(_text(choice.get("finish_reason")), translator),
-        model=_text(body.get("model")) or request.model,
+        finish_reason=check_finish_reason(_name(choice.get("finish_reason"), FINISH_REASON_CHARACTERS), translator),
+        model=_name(body.get("model")) or request.model,
         usage=usage_of(body),
     )
 
@@ -121,20 +131,26 @@ def vectors_of(body: Mapping[str, Any], texts: Sequence[str], translator: Transl
         raise translator.of_body(body, status=200, prompt=texts)
     found = body.get("data")
     rows = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
-    by_index = {row.get("index", position): row.get("embedding") for position, row in enumerate(rows)}
-    vectors = [by_index.get(position) for position in range(len(texts))]
-    if len(rows) != len(texts) or not _are_vectors(vectors):
+    indexes = [row.get("index", position) for position, row in enumerate(rows)]
+    by_index = {index: row.get("embedding") for index, row in zip(indexes, rows, strict=True) if type(index) is int}
+    try:
+        vectors = np.array([by_index[position] for position in range(len(texts))], np.float64)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        vectors = np.empty(0)
+    if len(rows) != len(texts) or vectors.ndim != 2 or not vectors.size or not np.isfinite(vectors).all():
         raise translator.unavailable(f"did not give one vector for each of {len(texts)} texts")
-    return [[float(number) for number in vector or ()] for vector in vectors]
+    numbers: list[list[float]] = vectors.tolist()
+    return numbers
 
 
 def usage_of(body: Mapping[str, Any]) -> Usage | None:
-    """The provider's count of tokens, and OpenRouter's cost; None unless both counts are there."""
+    """Read the provider's count of tokens, and OpenRouter's cost; None unless both counts are there and credible."""
     usage = _mapping(body.get("usage"))
-    input_tokens, output_tokens = _number(usage.get("prompt_tokens")), _number(usage.get("completion_tokens"))
+    input_tokens = _number(usage.get("prompt_tokens"), MOST_TOKENS)
+    output_tokens = _number(usage.get("completion_tokens"), MOST_TOKENS)
     if input_tokens is None or output_tokens is None:
         return None
-    cost = _number(usage.get("cost"))
+    cost = _number(usage.get("cost"), MOST_COST)
     return Usage(input_tokens=int(input_tokens), output_tokens=int(output_tokens), cost=cost)
 
 
@@ -172,26 +188,19 @@ def _first_choice(body: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
-def _are_vectors(vectors: Sequence[object]) -> bool:
-    if not all(isinstance(vector, list) and vector for vector in vectors):
-        return False
-    lists = [vector for vector in vectors if isinstance(vector, list)]
-    numbers = all(type(number) in (int, float) for vector in lists for number in vector)
-    return numbers and len({len(vector) for vector in lists}) <= 1
-
-
-def _number(value: object) -> float | None:
+def _number(value: object, most: int) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) and number >= 0 else None
+    return float(value) if 0 <= value <= most else None  # NaN is in no range
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _name(value: object, characters: int = MODEL_CHARACTERS) -> str:
+    """A name that goes into a column: cleaned and cut."""
+    return clean_text(_text(value)[:characters]).strip()
 
 
 def _text(value: object) -> str:

@@ -21,6 +21,9 @@ from rag.providers.protocol import (
 )
 
 _SHOWN_CHARACTERS: Final = 200
+_SEARCHED_CHARACTERS: Final = 2_000
+"""A longer message of a provider is cut to these before anything looks into it."""
+_LONGEST_WAIT_S: Final = 86_400.0
 _QUOTE_CHARACTERS: Final = 12
 """A run of so many characters that the provider's message shares with the prompt is a quotation."""
 
@@ -89,10 +92,10 @@ class Translator:
         """The error for a body, or for a chunk, that holds an `error`; `status` is the response's own."""
         details = _details(body)
         status = status if status >= 400 else _status_in(details.get("code")) or status
-        said = self._safe(str(details.get("message") or ""), prompt)
+        said = self._safe(_cut(details.get("message")), prompt)
         if said == _LEFT_OUT:
             said += _sizes_in(details)
-        marks = " ".join(str(details.get(name) or "") for name in ("code", "type", "message"))
+        marks = " ".join(_cut(details.get(name)) for name in ("code", "type", "message"))
         message = self._message(status, said)
         return _classify(status, marks, message, retry_after_s(headers or {}))
 
@@ -136,28 +139,28 @@ class Translator:
     def _safe(self, said: str, prompt: Sequence[str]) -> str:
         if self._api_key:
             said = said.replace(self._api_key, "***")
-        said = " ".join(_KEY_LIKE.sub("***", said).split())
+        said = " ".join(_KEY_LIKE.sub("***", said).split())[:_SHOWN_CHARACTERS]
         if any(_quotes(said, text) for text in prompt):
             return _LEFT_OUT
-        return said[:_SHOWN_CHARACTERS]
+        return said
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait as the headers say, by number or by HTTP date; None where they don't say."""
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
-        return milliseconds / 1000
+        return min(milliseconds / 1000, _LONGEST_WAIT_S)
     value = headers.get("retry-after", "")
     seconds = _number(value)
     if seconds is not None:
-        return seconds
+        return min(seconds, _LONGEST_WAIT_S)
     try:
         at = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, TypeError, IndexError, OverflowError):
         return None
     # A date in "-0000" has no zone; HTTP dates are in UTC.
     at = at if at.tzinfo else at.replace(tzinfo=UTC)
-    return max(0.0, (at - datetime.now(UTC)).total_seconds())
+    return min(max(0.0, (at - datetime.now(UTC)).total_seconds()), _LONGEST_WAIT_S)
 
 
 def _classify(status: int, marks: str, message: str, wait_s: float | None) -> ProviderError:
@@ -207,7 +210,7 @@ def _sizes_in(details: Mapping[str, Any]) -> str:
 
 def _status_in(code: object) -> int | None:
     """The HTTP status that an error of OpenRouter carries in place of a name."""
-    number = _number(str(code)) if isinstance(code, int | str) else None
+    number = _number(_cut(code)) if isinstance(code, int | str) else None
     return int(number) if number is not None and 400 <= number < 600 else None
 
 
@@ -224,12 +227,22 @@ def _is_transport_error(error: BaseException) -> bool:
     return error.__cause__ is not None and _is_transport_error(error.__cause__)
 
 
+def _cut(value: object) -> str:
+    return value[:_SEARCHED_CHARACTERS] if isinstance(value, str) else str(value or "")[:_SEARCHED_CHARACTERS]
+
+
 def _quotes(said: str, text: str) -> bool:
+    """Whether two texts share a run of characters; every run holds a block of half its length, looked for first."""
     text = " ".join(text.split())
     if len(text) <= _QUOTE_CHARACTERS:
         return bool(text) and text in said
-    starts = range(len(said) - _QUOTE_CHARACTERS + 1)
-    return any(said[start : start + _QUOTE_CHARACTERS] in text for start in starts)
+    half = _QUOTE_CHARACTERS // 2
+    for block in range(0, len(said) - half + 1, half):
+        if said[block : block + half] in text:
+            starts = range(max(0, block - half), min(block, len(said) - _QUOTE_CHARACTERS) + 1)
+            if any(said[start : start + _QUOTE_CHARACTERS] in text for start in starts):
+                return True
+    return False
 
 
 def _number(value: str | None) -> float | None:

@@ -29,7 +29,7 @@ class OpenAIProvider(Adapter):
                 timeout=timeout,
                 # The SDK's own faster transport: reading a token through it costs half as much.
                 http_client=openai.DefaultAioHttpClient(
-                    timeout=timeout, max_redirects=MOST_REDIRECTS, event_hooks={"request": [self._add_headers]}
+                    timeout=timeout, max_redirects=MOST_REDIRECTS, event_hooks=self._event_hooks
                 ),
             )
         self._models_without_max_tokens: set[str] = set()

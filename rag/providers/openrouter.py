@@ -41,9 +41,10 @@ class OpenRouterProvider(Adapter):
             limits=httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=100),
             follow_redirects=True,
             max_redirects=MOST_REDIRECTS,
-            event_hooks={"request": [self._add_headers], "response": [_note]},
+            event_hooks=self._event_hooks,
         )
         self._http_sync = httpx.Client()
+        self._http.event_hooks["response"].append(_note)
         with self._guard():
             self._sdk = OpenRouter(
                 api_key=api_key,
