@@ -19,6 +19,7 @@ from rag.providers.protocol import (
     ProviderUnavailableError,
     RateLimitedError,
 )
+from rag.providers.vendor_messages import Meaning, means
 
 _SHOWN_CHARACTERS: Final = 200
 _SEARCHED_CHARACTERS: Final = 2_000
@@ -27,18 +28,9 @@ _LONGEST_WAIT_S: Final = 86_400.0
 _QUOTE_CHARACTERS: Final = 12
 """A run of so many characters that the provider's message shares with the prompt is a quotation."""
 
-_CONTEXT_LENGTH: Final = re.compile(
-    r"context[ _-]?(?:length|window|size)|maximum (?:context|prompt|input)"
-    r"|(?:prompt|input) is too long|too many (?:input )?tokens",
-    re.IGNORECASE,
-)
-_CONTENT_FILTER: Final = re.compile(
-    r"content_(?:filter|policy)|content management policy|moderation|flagged", re.IGNORECASE
-)
-_NO_CREDIT: Final = re.compile(r"insufficient_quota|billing|insufficient_credits", re.IGNORECASE)
-_RATE_LIMIT: Final = re.compile(r"rate_?limit", re.IGNORECASE)
-_REFUSED: Final = re.compile(r"invalid_request|invalid_api_key|authentication|permission|not_found", re.IGNORECASE)
 _KEY_LIKE: Final = re.compile(r"\b(?:sk|pk|key)-[\w*.-]{4,}|\bBearer\s+\S+")
+
+_REFUSALS: Final = (Meaning.REQUEST_REFUSED, Meaning.KEY_REFUSED)
 
 _LEFT_OUT: Final = "its message quotes the request and is left out"
 
@@ -164,13 +156,13 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
 
 
 def _classify(status: int, marks: str, message: str, wait_s: float | None) -> ProviderError:
-    if _NO_CREDIT.search(marks) and status in (402, 429):
+    if means(Meaning.NO_CREDIT, marks) and status in (402, 429):
         return FatalProviderError(message)
     if status == 429:
         return RateLimitedError(message, retry_after_s=wait_s)
-    if status not in (401, 402, 404) and _CONTENT_FILTER.search(marks):
+    if status not in (401, 402, 404) and means(Meaning.CONTENT_FILTER, marks):
         return ContentFilteredError(message)
-    if status not in (401, 402, 403, 404) and _CONTEXT_LENGTH.search(marks):
+    if status not in (401, 402, 403, 404) and means(Meaning.CONTEXT_LENGTH, marks):
         return ContextLengthError(message)
     if status == 413:
         return ContextLengthError(message)
@@ -182,9 +174,9 @@ def _classify(status: int, marks: str, message: str, wait_s: float | None) -> Pr
 
 
 def _classify_unnumbered(marks: str, message: str, wait_s: float | None) -> ProviderError:
-    if _RATE_LIMIT.search(marks):
+    if means(Meaning.RATE_LIMIT, marks):
         return RateLimitedError(message, retry_after_s=wait_s)
-    if _REFUSED.search(marks):
+    if any(means(meaning, marks) for meaning in _REFUSALS):
         return FatalProviderError(message)
     return ProviderUnavailableError(message, retry_after_s=wait_s)
 

@@ -13,8 +13,9 @@ from protostar_client.contract import ErrorCode, JobError, Source
 
 from rag.prompt.budget import HISTORY_SHARE, History, Prompt, PromptTooLongError, build_prompt
 from rag.prompt.modes import PAGE_CONTEXT
-from rag.prompt.overflow import named_in, smaller_window
+from rag.prompt.overflow import smaller_window
 from rag.providers import CompletionRequest, ContextLengthError
+from rag.providers.vendor_messages import overflow_sizes
 from rag.search.neighbours import with_neighbours
 from rag.search.retrieve import Passage, retrieve
 from tasks.context import Tools
@@ -83,7 +84,7 @@ async def make_smaller_request(
     Raises:
         ContextLengthError: it can't be made smaller.
     """
-    named, settings = named_in(str(refusal)), tools.settings
+    named, settings = overflow_sizes(str(refusal)), tools.settings
     refused, factor = turn.input_tokens, turn.count.factor
     is_window_smaller = named.window is not None and refused + settings.max_output_tokens > named.window
     if refusal.model == turn.model and (named.prompt is not None or not is_window_smaller):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from contextlib import suppress
 from typing import Final
@@ -21,6 +20,7 @@ from rag.providers import (
     StalledError,
     make_provider,
 )
+from rag.providers.vendor_messages import Meaning, means
 
 ANSWER_S: Final = 5.0
 """How long a model may take for a few tokens."""
@@ -28,11 +28,6 @@ ANSWER_S: Final = 5.0
 SLOW_S: Final = 2.0
 
 _TOKENS: Final = 16  # some models refuse to answer with fewer
-_REFUSED: Final = re.compile(r"answered 40[13]\b|api.key|authenti|unauthorized|permission", re.IGNORECASE)
-_UNKNOWN: Final = re.compile(
-    r"answered 404\b|model.{0,60}(not.?found|not exist|unknown|invalid)|not a valid model", re.IGNORECASE
-)
-_NO_CREDIT: Final = re.compile(r"answered 402\b|quota|billing|credit", re.IGNORECASE)
 
 
 async def warm_up(settings: Settings) -> None:
@@ -129,13 +124,14 @@ def _failure(check: str, settings: Settings, error: ProviderError, model: str, v
 def _refusal(check: str, settings: Settings, error: FatalProviderError, model: str, variable: str) -> Finding:
     key, url = _variables(settings)
     said = str(error)
-    if _NO_CREDIT.search(said):
+    if "answered 402" in said or means(Meaning.NO_CREDIT, said):
         return problem(check, f"the account has no credit: {said}", f"top it up, or use another {key}")
     # The status says more than the words: a server may speak of models where it refuses a key.
-    is_refused = re.search(r"answered 40[13]\b", said) or (not _UNKNOWN.search(said) and _REFUSED.search(said))
-    if is_refused:
+    is_unknown = "answered 404" in said or means(Meaning.MODEL_UNKNOWN, said)
+    names_key = "answered 401" in said or "answered 403" in said
+    if names_key or (not is_unknown and means(Meaning.KEY_REFUSED, said)):
         return problem(check, f"the key is refused: {said}", f"check {key}, and that it belongs to the server of {url}")
-    if _UNKNOWN.search(said):
+    if is_unknown:
         remedy = f"set {variable} to a model that the server has, or check {url}"
         return problem(check, f"the model {model} is unknown: {said}", remedy)
     return problem(check, f"the model refuses: {said}", f"check {variable} and {url}")

@@ -10,8 +10,9 @@ import pytest
 from protostar_client import keys
 
 from rag.corpus.tokens import TokenCounter
-from rag.prompt.overflow import Named, named_in, smaller_window
+from rag.prompt.overflow import smaller_window
 from rag.prompt.token_ratio import FIRST_RATIO, TokenRatio
+from rag.providers.vendor_messages import OverflowSizes, overflow_sizes
 from tests.support.stack_under_test import Stack, check_order, text_of, until
 
 COUNT = TokenCounter("test-model").count
@@ -26,54 +27,57 @@ PAGE = "이 문장은 쪽의 본문을 이룬다. " * 2_000
         (
             "This model's maximum context length is 8192 tokens. However, you requested 9216 tokens (8292 in the "
             "messages, 924 in the completion).",
-            Named(8192, 8292),
+            OverflowSizes(8192, 8292),
         ),
         (
             "This model's maximum context length is 8,192 tokens. However, your messages resulted in 9015 tokens.",
-            Named(8192, 9015),
+            OverflowSizes(8192, 9015),
         ),
         (
             "'max_tokens' is too large: 1024. This model's maximum context length is 4096 tokens and your request has "
             "3500 input tokens (1024 > 4096 - 3500).",
-            Named(4096, 3500),
+            OverflowSizes(4096, 3500),
         ),
-        ("You passed 3073 input tokens. However, the model's context length is only 4096 tokens", Named(4096, 3073)),
-        ("request (5012 tokens) exceeds the available context size (4096 tokens), try", Named(4096, 5012)),
-        ("prompt is too long: 208310 tokens > 200000 maximum", Named(200_000, 208_310)),
+        (
+            "You passed 3073 input tokens. However, the model's context length is only 4096 tokens",
+            OverflowSizes(4096, 3073),
+        ),
+        ("request (5012 tokens) exceeds the available context size (4096 tokens), try", OverflowSizes(4096, 5012)),
+        ("prompt is too long: 208310 tokens > 200000 maximum", OverflowSizes(200_000, 208_310)),
         (
             "This endpoint's maximum context length is 131072 tokens. However, you requested about 140000 tokens "
             "(138976 of text input, 1024 in the output).",
-            Named(131_072, 138_976),
+            OverflowSizes(131_072, 138_976),
         ),
         (
             "The input token count (1200000) exceeds the maximum number of tokens allowed (1048576).",
-            Named(1_048_576, 1_200_000),
+            OverflowSizes(1_048_576, 1_200_000),
         ),
-        ("the request exceeds the available context size. try increasing it", Named(None, None)),
-        ("openai answered 400: its message quotes the request and is left out", Named(None, None)),
-        ("maximum context length is 0 tokens", Named(None, None)),
+        ("the request exceeds the available context size. try increasing it", OverflowSizes(None, None)),
+        ("openai answered 400: its message quotes the request and is left out", OverflowSizes(None, None)),
+        ("maximum context length is 0 tokens", OverflowSizes(None, None)),
     ],
 )
-def test_the_numbers_of_a_providers_message_are_found(message: str, named: Named) -> None:
-    assert named_in(message) == named
+def test_the_numbers_of_a_providers_message_are_found(message: str, named: OverflowSizes) -> None:
+    assert overflow_sizes(message) == named
 
 
-def window_after(named: Named, *, corrected: int = 6_000) -> int:
+def window_after(named: OverflowSizes, *, corrected: int = 6_000) -> int:
     return smaller_window(named, counted=6_000, corrected=corrected, max_output_tokens=1_000, context_window=8_000)
 
 
 def test_the_window_that_the_provider_names_is_taken() -> None:
-    assert window_after(Named(4_096, None)) == 4_096
-    assert window_after(Named(4_096, 5_000)) == 4_096
+    assert window_after(OverflowSizes(4_096, None)) == 4_096
+    assert window_after(OverflowSizes(4_096, 5_000)) == 4_096
 
 
 def test_where_only_our_count_was_wrong_the_window_stays() -> None:
-    assert window_after(Named(8_000, 9_000), corrected=9_000) == 8_000
-    assert window_after(Named(128_000, 9_000), corrected=9_000) == 8_000
+    assert window_after(OverflowSizes(8_000, 9_000), corrected=9_000) == 8_000
+    assert window_after(OverflowSizes(128_000, 9_000), corrected=9_000) == 8_000
 
 
 def test_numbers_that_explain_nothing_leave_two_thirds_of_what_was_refused() -> None:
-    for named in (Named(None, None), Named(8_000, None), Named(7_500, 6_000)):
+    for named in (OverflowSizes(None, None), OverflowSizes(8_000, None), OverflowSizes(7_500, 6_000)):
         assert window_after(named) == 4_666
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from rag.prompt.overflow import Named, named_in
 from rag.providers import (
     ContentFilteredError,
     ContextLengthError,
@@ -26,6 +25,7 @@ from rag.providers import (
     StreamPart,
     make_provider,
 )
+from rag.providers.vendor_messages import OverflowSizes, overflow_sizes
 from tests.support.asking import KEY, PIECES, QUESTION, REQUEST, Make, error_of, read_into, streamed
 from tests.support.model_control import ModelControl
 
@@ -163,7 +163,7 @@ async def test_the_numbers_of_an_overflow_outlive_words_that_are_left_out(
     error = await error_of(provider, whole=whole)
     assert type(error) is ContextLengthError
     assert QUESTION not in str(error)
-    assert named_in(str(error)) == Named(2048, 6031)
+    assert overflow_sizes(str(error)) == OverflowSizes(2048, 6031)
 
 
 @pytest.fixture
