@@ -28,19 +28,9 @@ DOCUMENT = """# 전달 보장
 일시적인 오류는 지수 백오프로 다시 시도한다.
 """
 
-LONGEST = (
-    "test_kill_matrix.py", "test_endings.py", "test_startup.py", "test_bill.py", "test_long_sessions.py",
-    "test_doctor.py", "test_index_memory.py", "test_preparing.py", "test_vectors.py", "test_secrets.py",
-    "test_worker.py", "test_gate.py", "test_cli.py", "test_chat_page.py", "test_docs.py",
-)  # fmt: skip
+pytest_plugins = ["tests.support.sampling"]
 
 _numbers = itertools.count(1)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest come first, so that the end of a run leaves no process with one of them."""
-    places = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(scope="session")

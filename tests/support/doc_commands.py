@@ -152,7 +152,7 @@ async def _check(shell: Shell, words: Words) -> None:
     _is_program("check")
     if "-k" in words:
         wanted = words[list(words).index("-k") + 1]
-        texts = [file.stem + file.read_text() for file in (ROOT / "tests").glob("test_*.py")]
+        texts = [file.stem + file.read_text() for file in (ROOT / "tests").rglob("test_*.py")]
         assert any(wanted in text for text in texts), f"no test is called {wanted}"
 
 

@@ -1,4 +1,4 @@
-"""Running the fault matrix: `python -m tests.fault_run` does so and writes its table into `docs/faults.md`."""
+"""Running the fault matrix: `python -m tests.support.fault_run` does so and writes its table into `docs/faults.md`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -37,6 +37,7 @@ from tests.support.model_control import ModelControl, running_model_server
 from tests.support.stack_under_test import ROOT, Stack, text_of, until
 
 ADAPTERS: Final[tuple[ProviderName, ...]] = ("openai", "openrouter")
+EVERYTHING: Final = {(adapter, case.title) for adapter in ADAPTERS for case in CASES}
 DEADLINE_S: Final = 120.0
 SLOTS: Final = 6
 CALM_SLOTS: Final = 2  # where the seconds are to be the provider's, and not those of a crowded machine
@@ -78,13 +79,21 @@ def prepared_servers(account: Account | None, folder: Path) -> Iterator[tuple[Re
         yield redis, postgres, model
 
 
-async def run(servers: tuple[Redis, Postgres, ModelControl], folder: Path, *, slots: int = SLOTS) -> Matrix:
-    """Every case through both adapters, side by side."""
+async def run(
+    servers: tuple[Redis, Postgres, ModelControl],
+    folder: Path,
+    wanted: Collection[tuple[ProviderName, str]] = EVERYTHING,
+    *,
+    slots: int = SLOTS,
+) -> Matrix:
+    """Run the wanted cases (adapter and title) side by side."""
     parts = [(name, is_reachable) for name in ADAPTERS for is_reachable in (True, False)]
     found: Matrix = {}
-    for part in await asyncio.gather(
-        *(_run_part(servers, folder / str(number), number, *part, slots) for number, part in enumerate(parts, start=1))
-    ):
+    runs = [
+        _run_part(servers, folder / str(number), number, *part, wanted, slots)
+        for number, part in enumerate(parts, start=1)
+    ]
+    for part in await asyncio.gather(*runs):
         found |= part
     return found
 
@@ -95,11 +104,16 @@ async def _run_part(
     number: int,
     name: ProviderName,
     is_reachable: bool,
+    wanted: Collection[tuple[ProviderName, str]],
     slots: int,
 ) -> Matrix:
     async with _stack(servers, folder, number, name, is_reachable) as stack:
         await _start_worker(stack, slots)
-        cases = {f"{name}-{n}": case for n, case in enumerate(CASES) if case.is_reachable is is_reachable}
+        cases = {
+            f"{name}-{n}": case
+            for n, case in enumerate(CASES)
+            if case.is_reachable is is_reachable and (name, case.title) in wanted
+        }
         for job_id, case in cases.items():
             await asyncio.to_thread(stack.model.script, *map(_dated, script_of(case, f"[{job_id}]")))
         for job_id in cases:

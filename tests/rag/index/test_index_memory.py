@@ -15,6 +15,7 @@ from models.transaction import transact
 SMALL, LARGE = 4_000_000, 20_000_000
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("fill", [memory.write_document, memory.write_line])
 def test_memory_does_not_grow_with_the_file(
     database_url: str, tmp_path: Path, fill: Callable[[Path, int], None]

@@ -21,6 +21,13 @@ from tests.support.model_control import ModelControl
 from tests.support.moments import IN_TRANSACTION, STORED, STREAMING, TOLD, UNASKED, Moment, Stopped, again, stop_at
 from tests.support.stack_under_test import until
 
+
+def moments(*regressions: Moment) -> pytest.MarkDecorator:
+    """All moments, of which a run without `--full` takes these and three more."""
+    values = [pytest.param(moment, marks=pytest.mark.regression if moment in regressions else ()) for moment in Moment]
+    return pytest.mark.parametrize("moment", values)
+
+
 FREEZE_S: Final = 7.0  # longer than the worker waits for a reply of Redis
 
 
@@ -57,7 +64,8 @@ def expected_summary_requests(moment: Moment) -> set[int]:
     return {1, 2} if moment in STORED else {1}
 
 
-@pytest.mark.parametrize("moment", Moment)
+@pytest.mark.sample(3)
+@moments(Moment.CLAIM_UNHEARD, Moment.IN_COMMIT)
 async def test_a_killed_workers_job_is_finished_by_another(arena: Arena, moment: Moment) -> None:
     stopped = await stop_at(arena, arena.gate, moment)
     arena.worker(stopped.pid).kill()
@@ -69,7 +77,8 @@ async def test_a_killed_workers_job_is_finished_by_another(arena: Arena, moment:
     await refill
 
 
-@pytest.mark.parametrize("moment", Moment)
+@pytest.mark.sample(3)
+@moments(Moment.BEFORE_COMMIT)
 async def test_a_frozen_worker_that_wakes_after_takeover_writes_nothing(arena: Arena, moment: Moment) -> None:
     stopped = await stop_at(arena, arena.gate, moment)
     zombie = arena.worker(stopped.pid)
@@ -120,7 +129,8 @@ HANDED_OVER: Final = STREAMING | set(IN_TRANSACTION) | {Moment.CLAIM_UNHEARD}
 """Moments that outlast the grace time, and a claim whose reply is lost; the others pass as soon as Redis answers."""
 
 
-@pytest.mark.parametrize("moment", Moment)
+@pytest.mark.sample(3)
+@moments(Moment.CLAIM_UNHEARD)
 async def test_a_worker_told_to_stop_spends_no_attempt(arena: Arena, moment: Moment) -> None:
     stopped = await stop_at(arena, arena.gate, moment, hold_again=True)
     worker, told_at = arena.worker(stopped.pid), time.monotonic()
@@ -211,6 +221,7 @@ UNHEARD: Final = (Moment.FINISH_UNHEARD, Moment.DONE_UNHEARD)
 UNCLAIMED: Final = (Moment.FINISH_UNHEARD, Moment.CLAIM_UNHEARD)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("fault", "last"),
     [
@@ -221,10 +232,10 @@ UNCLAIMED: Final = (Moment.FINISH_UNHEARD, Moment.CLAIM_UNHEARD)
         (redis_freeze, UNHEARD),
         (redis_connections_lost, UNSAID),
         (redis_connections_lost, UNHEARD),
-        (redis_connections_lost, UNCLAIMED),
+        pytest.param(redis_connections_lost, UNCLAIMED, marks=pytest.mark.regression),
         (postgres_restart, UNSAID),
         (postgres_kill, UNHEARD),
-        (postgres_freeze, UNSAID),
+        pytest.param(postgres_freeze, UNSAID, marks=pytest.mark.regression),
     ],
     ids=lambda value: value.__name__ if callable(value) else "+".join(value),
 )
