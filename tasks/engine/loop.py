@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import structlog
-from arq.utils import timestamp_ms
 from protostar_client import keys
 from redis.asyncio import Redis
 
@@ -139,8 +138,7 @@ class Loop:
             running.start(claim, ctx)
         if claimed.has_more:
             return 0.0
-        until_due_s = (claimed.next_due_ms - timestamp_ms()) / 1000 if claimed.next_due_ms >= 0 else POLL_S
-        return min(POLL_S, max(0.001, until_due_s))
+        return min(POLL_S, max(0.001, claimed.wait_ms / 1000)) if claimed.wait_ms >= 0 else POLL_S
 
     async def _burst_is_over(self, running: RunningJobs) -> bool:
         left = self._burst_jobs()

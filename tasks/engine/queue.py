@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -12,9 +13,9 @@ from protostar_client import keys
 from redis.asyncio import Redis
 
 from tasks.engine.claim import Claim
-from tasks.engine.scripts import Argument, Batch, Script
+from tasks.engine.scripts import REDIS_TIMEOUT_S, Argument, Batch, Script
 
-SCAN_LIMIT: Final = 500
+SCAN_LIMIT: Final = 100  # entries that one call looks at: Redis does nothing else for 4 ms
 
 _ABORT: Final = Script.beside(__file__, "abort")
 _CLAIM: Final = Script.beside(__file__, "claim")
@@ -25,12 +26,15 @@ _RECONCILE: Final = Script.beside(__file__, "reconcile")
 _SWEEP: Final = Script.beside(__file__, "sweep")
 
 
+ReapWhen = Literal["expired", "gone", "leaving"]
+
+
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """The reply to a claim: `next_due_ms` is -1 where nothing is deferred."""
+    """The reply to a claim: the next job is due in `wait_ms`, or none is where it is -1."""
 
     claims: list[Claim]
-    next_due_ms: int
+    wait_ms: int
     has_more: bool
 
 
@@ -58,13 +62,36 @@ class Queue:
     async def claim(self, free: Mapping[str, int]) -> Claimed:
         """Claim up to `free[class]` ready jobs of each class."""
         options = json.dumps({**self._options, "free": dict(free)})
-        claims, next_due, has_more = await _CLAIM.run(self._redis, self.owner, SCAN_LIMIT, options)
-        return Claimed([_claim(raw) for raw in claims], _whole_ms(next_due), bool(has_more))
+        claims, wait_ms, has_more, now_ms = await _CLAIM.run(self._redis, self.owner, SCAN_LIMIT, options)
+        return Claimed(await self._with_payloads(claims, now_ms), wait_ms, bool(has_more))
 
     async def aborts(self) -> tuple[list[bytes], list[Claim]]:
         """Return the ids of running jobs to abort, and claims of queued ones, to be ended at once."""
-        running, claims = await _ABORT.run(self._redis, self.owner, json.dumps(self._options))
-        return running, [_claim(raw) for raw in claims]
+        running, claims, now_ms = await _ABORT.run(self._redis, self.owner, json.dumps(self._options))
+        return running, await self._with_payloads(claims, now_ms)
+
+    async def _with_payloads(self, raws: list[list[Any]], now_ms: int) -> list[Claim]:
+        """Read claims; a long payload is read one by one, because a script that copies many holds Redis up."""
+        claims = []
+        for raw in raws:
+            job_id, attempt, spared, rank, length, payload, aborted, history = raw
+            if length and payload is None:
+                async with asyncio.timeout(REDIS_TIMEOUT_S):
+                    payload = await self._redis.get(keys.JOB_PREFIX.encode() + job_id)
+            attempts = tuple(json.loads(line) for line in history.splitlines())
+            claims.append(
+                Claim(
+                    job_id,
+                    int(attempt),
+                    int(spared),
+                    _whole_ms(rank),
+                    payload,
+                    bool(aborted),
+                    history=attempts,
+                    claimed_ms=now_ms,
+                )
+            )
+        return claims
 
     async def ask_abort(self, claim: Claim) -> bool:
         """Ask for the abort of a job, as ARQ's `Job.abort()` does."""
@@ -98,20 +125,24 @@ class Queue:
         """Hand back the jobs that Redis lists for this worker and that are not `known` to it; returns how many."""
         return int(await _RECONCILE.run(self._redis, self.owner, *known))
 
-    async def reap(self, owner: str, *, only_expired: bool) -> int:
-        """Take back the jobs of a lost worker; returns how many."""
-        return int(await _REAP.run(self._redis, owner, int(only_expired)))
+    async def reap(self, owner: str, when: ReapWhen) -> int:
+        """Take back the jobs of a lost worker; returns how many.
+
+        Args:
+            owner: the worker.
+            when: `expired` only if its lease has expired, `gone` because its connection has, `leaving` because this
+                worker signs off, which is not a death.
+        """
+        taken, left = await _REAP.run(self._redis, owner, when, SCAN_LIMIT)
+        while left:
+            more, left = await _REAP.run(self._redis, owner, when, SCAN_LIMIT)
+            taken += more
+        return int(taken)
 
     async def sweep(self, queue_cursor: bytes, holders_cursor: bytes) -> tuple[bytes, bytes, int]:
         """Repair entries that have lost their place, a page at a time; returns the next cursors and the number."""
         queue_next, holders_next, mended = await _SWEEP.run(self._redis, queue_cursor, holders_cursor, SCAN_LIMIT)
         return queue_next, holders_next, int(mended)
-
-
-def _claim(raw: list[Any]) -> Claim:
-    job_id, attempt, spared, rank, payload, aborted, history = raw
-    attempts = tuple(json.loads(line) for line in history.splitlines())
-    return Claim(job_id, int(attempt), int(spared), _whole_ms(rank), payload, bool(aborted), attempts)
 
 
 def _whole_ms(score: bytes) -> int:

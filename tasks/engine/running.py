@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import structlog
@@ -94,7 +95,7 @@ class RunningJobs:
         """Stop those of the jobs that run: their leases have other owners."""
         for job_id in job_ids:
             if (attempt := self._attempts.get(job_id)) and attempt.cancel("lost"):
-                attempt.context.run(logger.warning, "lease_lost job_id=%s", attempt.job_id)
+                attempt.context.run(partial(logger.warning, "lease_lost", job_id=attempt.job_id))
 
     async def join(self, *, timeout_s: float | None = None) -> None:
         """Wait until the jobs that run now have ended."""

@@ -105,7 +105,7 @@ class Reaper:
             return
         for owner in owners:
             gone = now - self._absent_since.get(owner, now) >= GONE_AFTER_S
-            taken = await self._queue.reap(owner, only_expired=not gone)
+            taken = await self._queue.reap(owner, "gone" if gone else "expired")
             if taken:
                 self._observer.jobs_taken_over(taken)
                 logger.warning("jobs_taken_over", owner=owner, jobs=taken, gone=gone)

@@ -134,7 +134,7 @@ class Worker(arq.worker.Worker):
             # Sign off, so that no worker has to wait for the lease to take over what could not be handed over.
             with contextlib.suppress(*AWAY):
                 await queue.reconcile(running.ids())
-                await queue.reap(self.owner, only_expired=False)
+                await queue.reap(self.owner, "leaving")
 
     def _count(self, outcome: Outcome) -> None:
         match outcome:

@@ -136,17 +136,18 @@ async def _read_queue(redis: Redis, owners: Sequence[bytes], now_ms: int) -> tup
         for job_class in CLASSES:
             pipe.zcard(keys.READY_PREFIX + job_class)
             pipe.zrange(keys.READY_PREFIX + job_class, 0, 0, withscores=True)
+            pipe.zcard(keys.SUSPECTS_PREFIX + job_class)
         for name in names:
             pipe.get(keys.ALIVE_PREFIX + name)
             pipe.scard(keys.RUNNING_PREFIX + name)
         length, deferred, unseen, oldest, older, dead, *rest = await pipe.execute()
-    counts, beats = rest[: 2 * len(CLASSES)], rest[2 * len(CLASSES) :]
+    counts, beats = rest[: 3 * len(CLASSES)], rest[3 * len(CLASSES) :]
     workers = [
         _worker(name, beat, running, now_ms) for name, beat, running in zip(names, beats[::2], beats[1::2], strict=True)
     ]
     classes = {
-        name: ClassStatus(ready=ready, oldest_s=_age_s(first, now_ms))
-        for name, ready, first in zip(CLASSES, counts[::2], counts[1::2], strict=True)
+        name: ClassStatus(ready=ready + suspects, oldest_s=_age_s(first, now_ms))
+        for name, ready, first, suspects in zip(CLASSES, counts[::3], counts[1::3], counts[2::3], strict=True)
     }
     ready, running = unseen + sum(part.ready for part in classes.values()), sum(worker.running for worker in workers)
     ages_s = [_age_s(oldest, now_ms), *(part.oldest_s for part in classes.values())]

@@ -192,11 +192,17 @@ class Stack:
         return "\n".join(worker.last_lines(25) for worker in self.workers)
 
 
-async def until(condition: Callable[[], Awaitable[Any]], what: str, detail: Callable[[], str] = lambda: "") -> Any:
+async def until(
+    condition: Callable[[], Awaitable[Any]],
+    what: str,
+    detail: Callable[[], str] = lambda: "",
+    *,
+    timeout_s: float = DEADLINE_S,
+) -> Any:
     """Wait until a condition holds and return its value; the test fails if it does not."""
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + timeout_s
     while not (value := await condition()):
-        assert time.monotonic() < deadline, f"not within {DEADLINE_S:g} s: {what}\n{detail()}"
+        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}\n{detail()}"
         await asyncio.sleep(0.01)
     return value
 

@@ -1,20 +1,59 @@
 -- Shared by claim.lua and abort.lua, after job.lua: looks at a due job for the first time, or again.
 
--- The share of a worker that a job belongs to, and its session ('' where it has none).
+local HEAD_BYTES = 4096 -- where producers put the names, before the page
+local LONGEST_BYTES = 8388608 -- no longer payload is a valid request
+local WHOLE_BYTES = 1048576 -- so much a call is parsed of payloads that hide the names behind the page: 3 ms
+
+local parsed_bytes = 0
+
+-- The text of a JSON member in an unfinished piece of JSON. A quoted name with a colon after it is never inside a text.
+local function member(json, name)
+  local _, at = string.find(json, '"' .. name .. '"%s*:%s*"')
+  local from = at
+  while at do
+    at = string.find(json, '["\\]', at + 1)
+    if at and string.sub(json, at, at) == '"' then
+      local readable, text = pcall(cjson.decode, '[' .. string.sub(json, from, at) .. ']')
+      return readable and text[1] or nil
+    end
+    at = at and at + 1
+  end
+end
+
+local function decode(payload)
+  local readable, job = pcall(cjson.decode, payload)
+  if not readable or type(job) ~= 'table' then return nil end
+  local arguments = type(job.k) == 'table' and job.k or {}
+  return type(job.f) == 'string' and job.f or nil, arguments.user_uuid, arguments.session_id
+end
+
+-- The function of a job, its user and its session; false where this call has parsed enough.
+local function names_of(id)
+  local key = JOB_PREFIX .. id
+  local length = call_or_nil('STRLEN', key) or 0
+  if length <= HEAD_BYTES then return decode(call_or_nil('GET', key) or '') end
+  local head = redis.call('GETRANGE', key, 0, HEAD_BYTES - 1)
+  local name, user, session = member(head, 'f'), member(head, 'user_uuid'), member(head, 'session_id')
+  if name and user and session and string.find(head, '"f"', 1, true) < (string.find(head, '"k"', 1, true) or 0) then
+    return name, user, session
+  end
+  if length > LONGEST_BYTES then return name end
+  if parsed_bytes > 0 and parsed_bytes + length > WHOLE_BYTES then return false end
+  parsed_bytes = parsed_bytes + length
+  return decode(redis.call('GET', key))
+end
+
+-- The share of a worker that a job belongs to, and its session ('' where it has none); nil as `names_of` is false.
 local function classify(id, classes, turn_function)
-  local payload = call_or_nil('GET', JOB_PREFIX .. id)
-  local readable, job = pcall(cjson.decode, payload or '')
-  local class = classes[turn_function] or DEFAULT_CLASS
-  if not readable or type(job) ~= 'table' then return class, '' end
-  class = classes[job.f] or class
-  local arguments = job.k
-  if job.f ~= turn_function or type(arguments) ~= 'table' then return class, '' end
-  local user, session = arguments.user_uuid, arguments.session_id
-  if type(user) ~= 'string' or type(session) ~= 'string' then return class, '' end
+  local name, user, session = names_of(id)
+  if name == false then return nil end
+  local class = classes[name or turn_function] or classes[turn_function] or DEFAULT_CLASS
+  if name ~= turn_function or type(user) ~= 'string' or type(session) ~= 'string' then return class, '' end
   local hex = string.gsub(string.gsub(string.lower(user), '^urn:uuid:', ''), '[^0-9a-f]', '')
   return class, hex .. ':' .. session
 end
 
+-- Returns the job; nil where this call has parsed enough and the next one has to look.
 local function admit(id, score, classes, turn_function)
   local job = read(id)
   if job and (job.state == 'waiting' or job.state == 'ready') then
@@ -27,13 +66,14 @@ local function admit(id, score, classes, turn_function)
     else
       take_back(id, job, job.owner, 0, 'lease_expired')
     end
-    return read(id)
+    return job
   end
   if not job then
-    -- A score that is no time would leave the job where nobody looks.
+    -- A score that is not a time would leave the job where no worker looks.
     if tonumber(score) <= 0 or tonumber(score) == math.huge then score = now_ms() end
     local class, session = classify(id, classes, turn_function)
-    job = { class = class, session = session, rank = score, attempt = 0, spared = 0 }
+    if not class then return nil end
+    job = { class = class, session = session, rank = score, attempt = 0, spared = 0, owner = '', deaths = 0 }
     redis.call('HSET', record_of(id), 'class', class, 'session', session, 'rank', score)
     redis.call('PEXPIRE', record_of(id), STATE_TTL_MS)
     -- An abort that is older than the job was meant for an earlier job with this id.
@@ -49,5 +89,5 @@ local function admit(id, score, classes, turn_function)
     if job.session ~= '' then redis.call('HSET', HOLDERS, job.session, id) end
     make_ready(id, job)
   end
-  return read(id)
+  return job
 end

@@ -9,7 +9,7 @@
 
 local id, owner, attempt, how = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local job = read(id)
-if not job or job.owner ~= owner or job.attempt ~= tonumber(attempt) or job.state ~= 'running' then return 0 end
+if not is_held(job, owner, attempt) then return 0 end
 
 if how == 'hand_over' then
   take_back(id, job, owner, 1, 'handed_over')
@@ -17,8 +17,7 @@ if how == 'hand_over' then
   return 1
 end
 
-redis.call('DEL', lease_of(id))
-redis.call('SREM', running_of(owner), id)
+leave_owner(id, owner)
 if how == 'retry' then
   note(id, job, ARGV[7])
   redis.call('HINCRBY', record_of(id), 'spared', ARGV[6])

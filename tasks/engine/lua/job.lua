@@ -3,17 +3,23 @@
 -- A job stays a member of ARQ's queue from enqueue to finish, so that ARQ's own clients see it. Its score says
 -- where it is: above now: deferred; from 0 to now: due, not yet looked at; below 0: admitted (minus its rank).
 -- An admitted job is in one of three places, named by `state` in the hash protostar:job:{id}:
---   ready    in protostar:ready:{class}, may start now;
+--   ready    in protostar:ready:{class}, may start now; or, as a suspect, in protostar:suspects:{class};
 --   waiting  in protostar:turns:{session}, another turn of its session comes first;
 --   running  in protostar:running:{owner}, with arq:in-progress:{id} = {owner}:{attempt} as its lease.
 -- A session is held (protostar:holders) by a job from its admission to its finish, through every retry.
 -- `rank` is the score the producer gave: the order of jobs and of turns.
+--
+-- Quarantine: `deaths` counts the workers that died while they ran the job. From two on the job is a suspect, and a
+-- worker runs one suspect at a time (protostar:quarantined names it). A death then costs the suspect an attempt, and
+-- its neighbours none. A suspect that runs for longer than it did on any worker that died (`lived`) is cleared.
 
 local STATE_TTL_MS = 172800000
+local DEATHS_OF_SUSPECT = 2
 
 local function record_of(id) return RECORD_PREFIX .. id end
 local function lease_of(id) return LEASE_PREFIX .. id end
 local function ready_of(class) return READY_PREFIX .. class end
+local function suspects_of(class) return SUSPECTS_PREFIX .. class end
 local function turns_of(session) return TURNS_PREFIX .. session end
 local function running_of(owner) return RUNNING_PREFIX .. owner end
 
@@ -30,13 +36,25 @@ local function now_ms()
 end
 
 local function read(id)
-  local fields = redis.call('HMGET', record_of(id), 'state', 'class', 'session', 'rank', 'attempt', 'spared', 'owner')
+  local fields = redis.call(
+    'HMGET', record_of(id), 'state', 'class', 'session', 'rank', 'attempt', 'spared', 'owner', 'deaths', 'started', 'lived'
+  )
   if not fields[1] then return nil end
   return {
     state = fields[1], class = fields[2], session = fields[3], rank = fields[4],
     attempt = tonumber(fields[5] or 0), spared = tonumber(fields[6] or 0), owner = fields[7] or '',
+    deaths = tonumber(fields[8] or 0), started = tonumber(fields[9] or 0), lived = tonumber(fields[10] or 0),
   }
 end
+
+local function is_held(job, owner, attempt)
+  return job and job.owner == owner and job.attempt == tonumber(attempt) and job.state == 'running'
+end
+
+-- Whether so many ms are longer than the job ran on any worker that died, with a margin for how a death is timed.
+local function outlives(job, ms) return ms > 1.5 * job.lived + 1000 end
+
+local function is_suspect(job) return job.deaths >= DEATHS_OF_SUSPECT end
 
 -- Writes down why an attempt ended without finishing the job: a JSON object a line.
 local function note(id, job, reason)
@@ -46,10 +64,20 @@ end
 
 local function park(id, rank) redis.call('ZADD', QUEUE, 'XX', '-' .. rank, id) end
 
+-- Suspects with fewer deaths come first, then those with the lower rank.
 local function make_ready(id, job)
   redis.call('HSET', record_of(id), 'state', 'ready')
-  redis.call('ZADD', ready_of(job.class), job.rank, id)
+  if is_suspect(job) then
+    redis.call('ZADD', suspects_of(job.class), job.deaths * 1e13 + tonumber(job.rank), id)
+  else
+    redis.call('ZADD', ready_of(job.class), job.rank, id)
+  end
   park(id, job.rank)
+end
+
+local function leave_ready(id, job)
+  redis.call('ZREM', ready_of(job.class), id)
+  if is_suspect(job) then redis.call('ZREM', suspects_of(job.class), id) end
 end
 
 local function is_gone(id) return not redis.call('ZSCORE', QUEUE, id) end
@@ -75,47 +103,24 @@ local function release_turn(id, session)
   end
 end
 
--- Forgets an admitted job that somebody took out of ARQ's queue.
+-- Forgets an admitted job that was removed from ARQ's queue.
 local function forget(id, job)
-  redis.call('ZREM', ready_of(job.class), id)
+  leave_ready(id, job)
   redis.call('DEL', record_of(id))
   release_turn(id, job.session)
 end
 
--- Sets the lease and returns what a worker needs to run the job.
-local function start(id, job, owner, lease_ttl_ms)
-  local attempt = call_or_nil('INCR', RETRY_PREFIX .. id)
-  if not attempt then
-    attempt = job.attempt + 1
-    redis.call('SET', RETRY_PREFIX .. id, attempt)
-  end
-  local last = (call_or_nil('XREVRANGE', EVENTS_PREFIX .. id, '+', '-', 'COUNT', 1) or {})[1]
-  local spared = job.spared
-  if last then
-    local seen = tonumber(string.match(last[1], '^%d+'))
-    if seen >= attempt then
-      spared = spared + seen + 1 - attempt
-      attempt = seen + 1
-      redis.call('SET', RETRY_PREFIX .. id, attempt)
-    end
-  end
-  redis.call('PEXPIRE', RETRY_PREFIX .. id, STATE_TTL_MS)
-  redis.call('SET', lease_of(id), owner .. ':' .. attempt, 'PX', lease_ttl_ms)
-  redis.call('HSET', record_of(id), 'state', 'running', 'owner', owner, 'attempt', attempt, 'spared', spared)
-  redis.call('PEXPIRE', record_of(id), STATE_TTL_MS)
-  redis.call('SADD', running_of(owner), id)
-  redis.call('ZREM', ready_of(job.class), id)
-  park(id, job.rank)
-  local aborted = redis.call('ZREM', ABORT, id)
-  local history = redis.call('HGET', record_of(id), 'history') or ''
-  return { id, attempt, spared, job.rank, call_or_nil('GET', JOB_PREFIX .. id) or false, aborted, history }
+-- Ends the worker's hold of a job.
+local function leave_owner(id, owner)
+  redis.call('DEL', lease_of(id))
+  redis.call('SREM', running_of(owner), id)
+  if redis.call('HGET', QUARANTINED, owner) == id then redis.call('HDEL', QUARANTINED, owner) end
 end
 
 -- Takes a running job back from its owner and makes it ready.
 local function take_back(id, job, owner, spare, reason)
   note(id, job, reason)
-  redis.call('DEL', lease_of(id))
-  redis.call('SREM', running_of(owner), id)
+  leave_owner(id, owner)
   if spare > 0 then redis.call('HINCRBY', record_of(id), 'spared', spare) end
   if is_gone(id) then
     forget(id, job)

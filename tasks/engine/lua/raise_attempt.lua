@@ -7,7 +7,7 @@
 
 local id, owner, attempt, raised = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local job = read(id)
-if not job or job.owner ~= owner or job.attempt ~= attempt or job.state ~= 'running' then return 0 end
+if not is_held(job, owner, attempt) then return 0 end
 redis.call('SET', RETRY_PREFIX .. id, raised, 'KEEPTTL')
 redis.call('SET', lease_of(id), owner .. ':' .. raised, 'KEEPTTL')
 redis.call('HSET', record_of(id), 'attempt', raised, 'spared', job.spared + raised - attempt)

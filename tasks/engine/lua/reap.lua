@@ -1,22 +1,46 @@
--- Makes the jobs of a lost worker ready again, and gives back turns whose holder has left the queue.
+-- Takes back the jobs of a worker: of one that has died, or of this one as it leaves.
 -- include: job.lua
 --
--- ARGV: owner to reap ('' for none), 1 if that owner has only to be reaped when its lease has expired.
--- Returns the number of jobs taken back.
--- Guarantees: the taken jobs have lost their lease, so that what is left of their owner can't finish them.
+-- ARGV: owner, when to do so: 'expired' (its lease has expired), 'gone' (its connection is gone), 'leaving'; the most
+--   jobs to take back.
+-- Returns {number of jobs taken back, 1 if more are left}.
+-- Guarantees: the jobs have lost their lease, so that what is left of their owner can't finish them. If the owner has
+--   died while it ran a suspect (see job.lua), the attempt counts for the suspect alone.
 
-local owner, only_expired = ARGV[1], ARGV[2]
+local BEAT_MS = 1000 -- a worker that died is taken to have lived so long after its last beat
+
+local owner, when, limit = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local alive = ALIVE_PREFIX .. owner
-if owner == '' or (only_expired == '1' and redis.call('EXISTS', alive) == 1) then return 0 end
+local beat = call_or_nil('GET', alive)
+if when == 'expired' and beat then return { 0, 0 } end
+local last_beat = tonumber(string.match(beat or '', '"at_ms":(%d+)}$'))
+local died = math.min(now_ms(), last_beat and last_beat + BEAT_MS or math.huge)
+
+local function lived(job) return job.started > 0 and math.max(0, died - job.started) or 0 end
+
+-- The suspect that has to answer for the death; one that has outlived its earlier attempts is cleared.
+local suspect = when ~= 'leaving' and redis.call('HGET', QUARANTINED, owner)
+local accused = suspect and read(suspect)
+if accused and outlives(accused, lived(accused)) then suspect = false end
+
 local taken = 0
-for _, id in ipairs(redis.call('SMEMBERS', running_of(owner))) do
+for _, id in ipairs(redis.call('SRANDMEMBER', running_of(owner), limit)) do
   local job = read(id)
-  if job and job.state == 'running' and job.owner == owner then
-    take_back(id, job, owner, 0, 'worker_lost')
+  local is_running = job and job.state == 'running' and job.owner == owner
+  if not is_running then
+    redis.call('SREM', running_of(owner), id)
+  elseif id ~= suspect or redis.call('SCARD', running_of(owner)) == 1 then -- the suspect last, so that every call knows it
+    if when ~= 'leaving' then
+      job.deaths = redis.call('HINCRBY', record_of(id), 'deaths', 1)
+      redis.call('HSET', record_of(id), 'lived', math.max(job.lived, lived(job)))
+    end
+    take_back(id, job, owner, suspect and id ~= suspect and 1 or 0, 'worker_lost')
     taken = taken + 1
   end
 end
-redis.call('DEL', running_of(owner), alive)
-redis.call('SREM', OWNERS, owner)
 if taken > 0 then redis.call('PUBLISH', WAKE, 'reaped') end
-return taken
+if redis.call('EXISTS', running_of(owner)) == 1 then return { taken, 1 } end
+redis.call('DEL', alive)
+redis.call('SREM', OWNERS, owner)
+redis.call('HDEL', QUARANTINED, owner)
+return { taken, 0 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import statistics
 import time
@@ -11,6 +12,7 @@ from uuid import uuid4
 from arq.jobs import Job, JobStatus
 from protostar_client.codec import load_json
 
+from tests.support.moments import pid_of_owner
 from tests.support.stack_under_test import Stack, text_of, until
 
 QUIET: dict[str, str] = {"PROTOSTAR_REINDEX_MINUTES": "0"}
@@ -156,3 +158,32 @@ async def check(stack: Stack) -> int | None:
 
     await until(ended, "the check ends")
     return process.exit_code
+
+
+async def test_a_question_that_kills_its_worker_each_time_ends_alone(stack: Stack) -> None:
+    """Three workers that are started again when they die; the reader of the question is informed of its end."""
+    stack.model.script(
+        {"contains": "독약", "hold": "poison", "times": None}, {"pieces": ["네", "."], "delay_s": 0.3, "times": None}
+    )
+    for _ in range(3):
+        stack.launch(**QUIET)
+    poison = await stack.ask("독약", session="poison")
+    answers = [await stack.ask(f"질문 {number}", session=f"s{number}") for number in range(20)]
+    deaths = 0
+
+    async def poison_ended() -> bool:
+        nonlocal deaths
+        if await asyncio.to_thread(stack.model.waiting, "poison"):
+            pid = await pid_of_owner(stack, poison.job_id)
+            for worker in stack.workers:
+                if worker.pid == pid and worker.running:
+                    worker.kill()
+                    deaths += 1
+                    stack.launch(**QUIET)
+        return bool(await stack.redis.exists(f"arq:result:{poison.job_id}"))
+
+    await until(poison_ended, "the poison has ended", stack.logs, timeout_s=120)
+    assert (await stack.events(poison.job_id))[-1]["code"] == "too_many_attempts"
+    for answer in answers:
+        assert (await stack.result(answer.job_id))["s"]
+    assert deaths <= 8
