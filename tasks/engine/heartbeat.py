@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
-from typing import Final, cast
+from functools import partial
+from typing import Any, Final, cast
 
 import structlog
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from tasks.engine.scripts import Script
 
 logger = structlog.stdlib.get_logger("protostar.lease")
 
-# A connection that was dropped must be back before a reaper, who waits a second, takes the worker for dead.
-BEAT_S: Final = 0.7
+# A dropped connection must be back before a reaper considers the worker gone (`tasks.engine.takeover.GONE_AFTER_S`).
+BEAT_S: Final = 0.5
 BEAT_AGAIN_S: Final = 0.1
 CONNECTION_NAME_PREFIX: Final = "protostar-worker:"
 
@@ -26,15 +28,15 @@ OnLost = Callable[[set[bytes]], object]
 
 
 class Heartbeat:
-    """Tells Redis every `BEAT_S` that `owner` lives, and tells the worker which leases it has lost.
+    """Sends a beat to Redis every `BEAT_S`, and reports to the worker which leases it has lost.
 
     Args:
         redis_url: where the queue is.
-        owner: the worker's name; its connection is called after it, so that a reaper sees it go.
-        lease_ms: how long Redis believes the last beat.
+        owner: the worker's name; its connection carries the name, so that a reaper sees it go.
+        lease_ms: how long the lease lasts after a beat.
         health_key: ARQ's health key, kept alive by every beat.
         health: the text for it.
-        beat: what the worker says of itself, a JSON object (`tasks.monitoring.worker_report`).
+        beat: the worker's report about itself, a JSON object (`tasks.monitoring.worker_report`).
         held: the ids the worker runs, asked for before each beat.
         on_lost: called from the thread with the ids that Redis no longer lists.
     """
@@ -53,7 +55,7 @@ class Heartbeat:
     ) -> None:
         self._redis: Redis = Redis.from_url(
             redis_url,
-            client_name=CONNECTION_NAME_PREFIX + owner,
+            redis_connect_func=partial(_connect, name=CONNECTION_NAME_PREFIX + owner),
             socket_timeout=max(1.0, lease_ms / 3000),
             socket_connect_timeout=2.0,
         )
@@ -104,3 +106,11 @@ class Heartbeat:
         reply = self._redis.eval(_HEARTBEAT.text, 0, *texts)
         if lost := held - set(cast(list[bytes], reply)):
             self._on_lost(lost)
+
+
+def _connect(connection: Any, *, name: str) -> None:
+    """Log a connection in and name it, where the server permits names."""
+    connection.on_connect()
+    with contextlib.suppress(ResponseError):
+        connection.send_command("CLIENT", "SETNAME", name)
+        connection.read_response()

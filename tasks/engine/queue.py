@@ -16,6 +16,7 @@ from tasks.engine.claim import Claim
 from tasks.engine.scripts import REDIS_TIMEOUT_S, Argument, Batch, Script
 
 SCAN_LIMIT: Final = 100  # entries that one call looks at: Redis does nothing else for 4 ms
+SILENT_MS: Final = 800  # more than a beat and its round trip
 
 _ABORT: Final = Script.beside(__file__, "abort")
 _CLAIM: Final = Script.beside(__file__, "claim")
@@ -23,6 +24,7 @@ _FINISH: Final = Script.beside(__file__, "finish")
 _RAISE_ATTEMPT: Final = Script.beside(__file__, "raise_attempt")
 _REAP: Final = Script.beside(__file__, "reap")
 _RECONCILE: Final = Script.beside(__file__, "reconcile")
+_SILENT: Final = Script.beside(__file__, "silent")
 _SWEEP: Final = Script.beside(__file__, "sweep")
 
 
@@ -124,6 +126,12 @@ class Queue:
     async def reconcile(self, known: Iterable[bytes]) -> int:
         """Hand back the jobs that Redis lists for this worker and that are not `known` to it; returns how many."""
         return int(await _RECONCILE.run(self._redis, self.owner, *known))
+
+    async def silent_workers(self) -> dict[str, float]:
+        """Return the seconds since the last beat of the workers that have missed one; infinity where none is known."""
+        listed = await _SILENT.run(self._redis, SILENT_MS)
+        pairs = zip(listed[::2], listed[1::2], strict=True)
+        return {owner.decode(): ms / 1000 if ms >= 0 else math.inf for owner, ms in pairs}
 
     async def reap(self, owner: str, when: ReapWhen) -> int:
         """Take back the jobs of a lost worker; returns how many.

@@ -144,16 +144,16 @@ class Arena(Stack):
     async def check_nothing_left(self, *, outbox: bool = True) -> None:
         """No trace of a job that has ended, in the queue or in the outbox."""
 
-        async def leftovers() -> list[bytes]:
-            return [key async for key in self.redis.scan_iter(count=1000) if not _is_kept(key)]
+        left: list[bytes] = []
 
         async def clean() -> bool:
-            return not await leftovers()
+            left[:] = [key async for key in self.redis.scan_iter(count=1000) if not _is_kept(key)]
+            return not left
 
         async def relayed() -> bool:
             return not await self.rows("SELECT 1 FROM outbox_jobs")
 
-        await until(clean, "nothing is left in Redis", lambda: f"{self.logs()}")
+        await until(clean, "nothing is left in Redis", lambda: f"{left}\n{self.logs()}")
         if outbox:
             await until(relayed, "the outbox is empty", self.logs)
 

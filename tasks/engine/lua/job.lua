@@ -56,6 +56,12 @@ local function outlives(job, ms) return ms > 1.5 * job.lived + 1000 end
 
 local function is_suspect(job) return job.deaths >= DEATHS_OF_SUSPECT end
 
+-- When a worker last beat; nil where its lease has expired, 0 where its beat does not say.
+local function last_beat_of(owner)
+  local beat = call_or_nil('GET', ALIVE_PREFIX .. owner)
+  return beat and tonumber(string.match(beat, '"at_ms":(%d+)}$') or 0)
+end
+
 -- Writes down why an attempt ended without finishing the job: a JSON object a line.
 local function note(id, job, reason)
   local line = cjson.encode({ attempt = job.attempt, reason = reason, at_ms = now_ms() })

@@ -1,20 +1,20 @@
 -- Takes back the jobs of a worker: of one that has died, or of this one as it leaves.
 -- include: job.lua
 --
--- ARGV: owner, when to do so: 'expired' (its lease has expired), 'gone' (its connection is gone), 'leaving'; the most
+-- ARGV: owner, when to do so: 'expired' (its lease has expired), 'gone' (its connection is gone and
+--   so are its beats), 'leaving'; the most
 --   jobs to take back.
 -- Returns {number of jobs taken back, 1 if more are left}.
 -- Guarantees: the jobs have lost their lease, so that what is left of their owner can't finish them. If the owner has
 --   died while it ran a suspect (see job.lua), the attempt counts for the suspect alone.
 
+local GONE_AFTER_MS = 1200 -- a worker that has beaten since is not gone
 local BEAT_MS = 1000 -- a worker that died is taken to have lived so long after its last beat
 
 local owner, when, limit = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local alive = ALIVE_PREFIX .. owner
-local beat = call_or_nil('GET', alive)
-if when == 'expired' and beat then return { 0, 0 } end
-local last_beat = tonumber(string.match(beat or '', '"at_ms":(%d+)}$'))
-local died = math.min(now_ms(), last_beat and last_beat + BEAT_MS or math.huge)
+local beat, now = last_beat_of(owner), now_ms()
+if when == 'expired' and beat or when == 'gone' and beat and now - beat < GONE_AFTER_MS then return { 0, 0 } end
+local died = math.min(now, beat and beat > 0 and beat + BEAT_MS or math.huge)
 
 local function lived(job) return job.started > 0 and math.max(0, died - job.started) or 0 end
 
@@ -40,7 +40,7 @@ for _, id in ipairs(redis.call('SRANDMEMBER', running_of(owner), limit)) do
 end
 if taken > 0 then redis.call('PUBLISH', WAKE, 'reaped') end
 if redis.call('EXISTS', running_of(owner)) == 1 then return { taken, 1 } end
-redis.call('DEL', alive)
+redis.call('DEL', ALIVE_PREFIX .. owner)
 redis.call('SREM', OWNERS, owner)
 redis.call('HDEL', QUARANTINED, owner)
 return { taken, 0 }

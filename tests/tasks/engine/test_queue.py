@@ -227,7 +227,9 @@ async def test_the_heartbeat_lists_the_leases_that_the_worker_has(places: Places
     await places.enqueue("a")
     await places.claim("w1")
     assert await places.beat("w1") == {b"a"}
-    await places.die("w1")
+    assert await places.die("w1", "gone") == 0
+    await places.redis.delete(keys.ALIVE_PREFIX + "w1")
+    assert await places.die("w1", "gone") == 1
     assert await places.beat("w1") == set()
 
 
