@@ -113,7 +113,7 @@ def _ask(arguments: argparse.Namespace) -> None:
 
 def _chat(arguments: argparse.Namespace) -> None:
     notes = _console(stderr=True)
-    with _conversation(arguments.corpus, _console(stderr=False), notes) as conversation:
+    with _long_conversation(arguments.corpus, _console(stderr=False), notes) as conversation:
         notes.print("질문을 적어 보세요. Ask away; an empty line or Ctrl-D ends, Ctrl-C cancels an answer.")
         while question := _read_line():
             try:
@@ -174,8 +174,16 @@ def _console(*, stderr: bool) -> Console:
 
 @contextlib.contextmanager
 def _conversation(corpus: Path, out: Console, notes: Console) -> Iterator[Conversation]:
+    # The worker starts while the corpus is indexed, so it must not index the corpus itself.
+    with running_parts(corpus) as parts, parts.worker(PROTOSTAR_REINDEX_MINUTES="0") as worker:
+        _index(parts, corpus, notes)
+        yield Conversation(parts, worker, out=out, notes=notes)
+
+
+@contextlib.contextmanager
+def _long_conversation(corpus: Path, out: Console, notes: Console) -> Iterator[Conversation]:
     with running_parts(corpus) as parts:
-        _index(parts, corpus, notes)  # before there is a worker, which indexes when it starts
+        _index(parts, corpus, notes)  # before the worker starts, which then indexes every change
         with parts.worker() as worker:
             yield Conversation(parts, worker, out=out, notes=notes)
 

@@ -56,12 +56,12 @@ class Parts:
         _protostar("reindex", self.environment, output=output)
 
     @contextmanager
-    def worker(self) -> Iterator[Process]:
-        """A worker, started with ARQ's own command."""
+    def worker(self, **environment: str) -> Iterator[Process]:
+        """Run a worker, started with ARQ's own command; `environment` comes on top of the servers'."""
         worker = Process(
             [_BIN / "python", "-m", "arq", "arq_settings.WorkerSettings"],
             log=self.base / "worker.log",
-            env=os.environ | self.environment,
+            env=os.environ | self.environment | environment,
             cwd=ROOT,
         )
         try:

@@ -14,7 +14,7 @@ import uvicorn
 from stack.model_server.app import ModelServer
 from stack.model_server.connections import protocol_class
 
-DEFAULT_TOKENS_PER_SECOND: Final = 60.0
+DEFAULT_TOKENS_PER_SECOND: Final = 120.0
 _GRACE_S: Final = 1
 
 
