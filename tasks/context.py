@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from arq.connections import ArqRedis
+from tortoise.backends.base.client import BaseDBAsyncClient
 
 from protostar.settings import Settings
 from rag.corpus.tokens import TokenCounter
@@ -30,6 +31,7 @@ class Tools:
     """What the worker makes once at start and its jobs share."""
 
     settings: Settings
+    database: BaseDBAsyncClient
     provider: GatedProvider
     embedder: Embedder | None
     prompts: Prompts

@@ -1,6 +1,6 @@
 """What every provider of a language model offers, and the one family of its errors."""
 
-from rag.providers.factory import ProviderName, make_provider
+from rag.providers.factory import ProviderName, make_provider, provider_from
 from rag.providers.protocol import (
     ChatMessage,
     Completion,
@@ -35,4 +35,5 @@ __all__ = [
     "StreamPart",
     "ProviderName",
     "make_provider",
+    "provider_from",
 ]

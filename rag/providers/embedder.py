@@ -12,7 +12,7 @@ import numpy.typing as npt
 import structlog
 
 from protostar.settings import CorpusSettings
-from rag.providers.factory import make_provider
+from rag.providers.factory import provider_from
 from rag.providers.protocol import (
     ContextLengthError,
     FatalProviderError,
@@ -39,7 +39,6 @@ _TRIES: Final = 5
 _FIRST_DELAY_S: Final = 0.5
 _LONGEST_DELAY_S: Final = 30.0
 QUESTION_S: Final = 5.0
-_FIRST_TOKEN_S: Final = 60.0
 
 
 class Embedder:
@@ -130,14 +129,7 @@ def _provider(settings: CorpusSettings) -> Provider:
     if key is None:
         name = "OPENROUTER_API_KEY" if is_openrouter else "OPENAI_API_KEY"
         raise FatalProviderError(f"{name} is not set; PROTOSTAR_EMBEDDING_MODEL needs it")
-    base_url = settings.openrouter_base_url if is_openrouter else settings.openai_base_url
-    return make_provider(
-        settings.provider,
-        api_key=key.get_secret_value(),
-        base_url=base_url.get_secret_value() if base_url else None,
-        first_token_timeout_s=_FIRST_TOKEN_S,
-        stall_timeout_s=_FIRST_TOKEN_S,
-    )
+    return provider_from(settings)
 
 
 def _batches(texts: Sequence[str]) -> Iterator[list[str]]:

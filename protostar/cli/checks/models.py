@@ -18,7 +18,7 @@ from rag.providers import (
     ProviderUnavailableError,
     RateLimitedError,
     StalledError,
-    make_provider,
+    provider_from,
 )
 from rag.providers.vendor_messages import Meaning, means
 
@@ -33,7 +33,7 @@ _TOKENS: Final = 16  # some models refuse to answer with fewer
 async def warm_up(settings: Settings) -> None:
     """Load the provider's SDK before anything is timed: that may take seconds in which nothing else goes on."""
     with suppress(FatalProviderError):  # said when the provider is made to be asked
-        await _make_provider(settings, key="unused").close()
+        await provider_from(settings).close()
 
 
 async def models(site: Site) -> list[Finding]:
@@ -45,7 +45,7 @@ async def models(site: Site) -> list[Finding]:
     if key is None:
         return [skipped("model", f"{key_name} is not set")]
     try:
-        provider = _make_provider(settings, key=key.get_secret_value())
+        provider = provider_from(settings, timeout_s=ANSWER_S)
     except FatalProviderError as error:
         return [problem("model", *told(str(error)))]
     try:
@@ -53,17 +53,6 @@ async def models(site: Site) -> list[Finding]:
         return list(await asyncio.gather(*asked))
     finally:
         await provider.close()
-
-
-def _make_provider(settings: Settings, *, key: str) -> Provider:
-    base_url = settings.openrouter_base_url if settings.provider == "openrouter" else settings.openai_base_url
-    return make_provider(
-        settings.provider,
-        api_key=key,
-        base_url=base_url.get_secret_value() if base_url else None,
-        first_token_timeout_s=ANSWER_S,
-        stall_timeout_s=ANSWER_S,
-    )
 
 
 def _variables(settings: Settings) -> tuple[str, str]:
