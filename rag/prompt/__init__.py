@@ -1,1 +1,1 @@
-"""Modes, the prompt budget, prompt parts, tags around untrusted text, and summaries."""
+"""From passages to a prompt: modes, the prompt budget, prompt tags around untrusted text, and summaries."""

@@ -1,4 +1,4 @@
-"""Choosing what a prompt holds, so that it fits the model's window: the prompt budget. Pure."""
+"""Builds a prompt that fits the model's window: the prompt budget. Pure."""
 
 from __future__ import annotations
 
@@ -6,24 +6,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Generic
 
-from rag.prompt.fill import (
+from rag.prompt.allocation import (
     HISTORY_SHARE,
     LONG_QUESTION_CHARACTERS,
+    PASSAGES_SHARE,
     SUMMARY_SHARE,
+    Allocator,
     Count,
-    Filler,
     History,
+    Material,
     P,
-    PassageLike,
     Turn,
 )
+from rag.prompt.excerpt import PassageLike
 from rag.prompt.parts import PromptParts, compose, note_after_persona
-from rag.prompt.tags import Fence
+from rag.prompt.tags import PromptTags
 from rag.providers.protocol import ChatMessage
 
 __all__ = [
     "HISTORY_SHARE",
     "LONG_QUESTION_CHARACTERS",
+    "PASSAGES_SHARE",
     "SUMMARY_SHARE",
     "Count",
     "History",
@@ -36,20 +39,21 @@ __all__ = [
 
 TOKENS_PER_MESSAGE: Final = 5
 TOKENS_PER_REPLY: Final = 5
-"""What a chat format adds to a message and before the answer: the most of OpenAI's (4 and 3 tokens), ChatML's
-(5 and 3) and Llama 3's (5 and 5, its start of text among them)."""
+"""Tokens that a chat format adds to a message and before the answer: the maximum of OpenAI's (4 and 3), ChatML's
+(5 and 3) and Llama 3's (5 and 5, its start of text included)."""
 
 FORMAT_TOKENS: Final = 2 * TOKENS_PER_MESSAGE + TOKENS_PER_REPLY
-"""Of a prompt, which is two messages."""
+"""Tokens that a chat format adds to a prompt, which is two messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt(Generic[P]):
     """A prompt as it is sent.
 
-    `passages` are those it holds, best first; `turns` is how many of the newest turns it holds. `token_count`
-    includes what the chat format adds and leaves the answer its reserve within `context_window`. `parts` make the
-    same messages again. `page_is_cut` also where no room was left for any of the page.
+    `passages` are its passages, best first; one that was cut has the text and the offsets of the cut. `turns` counts
+    its turns, which are the newest. `token_count` includes the tokens of the chat format and leaves the answer its
+    reserve within `context_window`. `compose(parts)` makes the same messages again. `page_is_cut` is also true where
+    there was no room for any of the page.
     """
 
     messages: list[ChatMessage]
@@ -61,13 +65,13 @@ class Prompt(Generic[P]):
     parts: PromptParts
 
     @property
-    def fence(self) -> str:
+    def tag_code(self) -> str:
         """The code of the tags."""
-        return self.parts.fence
+        return self.parts.tag_code
 
 
 class PromptTooLongError(Exception):
-    """Persona and question, which are never cut, leave the answer no room. All numbers are tokens."""
+    """Persona and question, which are never cut, leave no room for the answer. All numbers are tokens."""
 
     def __init__(self, *, persona: int, question: int, answer_reserve: int, context_window: int) -> None:
         super().__init__(
@@ -91,27 +95,28 @@ def build_prompt(
     context_window: int,
     max_output_tokens: int,
     count: Count,
-    fence: str | None = None,
+    tag_code: str | None = None,
 ) -> Prompt[P]:
-    """Fit a prompt into the window, all sizes in tokens as `count` counts them.
+    """Build a prompt that fits the window. All sizes are tokens, counted by `count`.
 
     Args:
-        persona: the system's text, never cut.
-        question: the reader's text, never cut.
-        history: the turns of the session, oldest first; the newest are kept, each in whole or by its summary.
-        session_summary: of the turns before `history`; cut at the end of a sentence where it outgrows its share.
-        passages: best first; kept in whole, a smaller one where a better one has no room.
-        page_context: in whole if it fits, else its start up to the end of a sentence, with a note of it.
-        context_window: prompt and answer together.
+        persona: the system message, never cut.
+        question: the user's text, never cut.
+        history: the turns of the session, oldest first. The newest are kept, each whole or as its summary.
+        session_summary: the summary of the turns before `history`, cut at the end of a sentence if it is too long.
+        passages: best first, kept whole. A smaller one is kept where a better one does not fit. Where none fits,
+            the best one is cut to the sentences around its best match. At least half of the room is theirs.
+        page_context: the page, whole if it fits, else its start up to the end of a sentence and a note about the cut.
+        context_window: the tokens of prompt and answer together.
         max_output_tokens: the answer's reserve.
-        count: the tokens of a text.
-        fence: the code of the tags, 8 to 64 hexadecimal digits; None draws one.
+        count: counts the tokens of a text.
+        tag_code: the code of the tags, 8 to 64 hexadecimal digits; None draws one.
 
     Raises:
-        PromptTooLongError: persona and question alone don't fit beside the reserve.
-        ValueError: `fence` is not such a code.
+        PromptTooLongError: persona and question alone do not fit beside the reserve.
+        ValueError: `tag_code` is not such a code.
     """
-    tags = Fence(fence)
+    tags = PromptTags(tag_code)
     limit = context_window - max_output_tokens
     bare = PromptParts(persona, question, tags.code)
     if _tokens_of(compose(bare), count) > limit:
@@ -121,19 +126,19 @@ def build_prompt(
             answer_reserve=max_output_tokens,
             context_window=context_window,
         )
-    filler = Filler(tags, count, history, session_summary, passages, page_context)
+    allocator = Allocator(tags, count, Material(question, history, session_summary, passages, page_context))
     room = limit - count(persona + note_after_persona(tags)) - count(question) - FORMAT_TOKENS
     while True:
-        filling = filler.fill(room)
-        parts = filling.parts(bare)
+        allocation = allocator.allocate(room)
+        parts = allocation.parts(bare)
         messages = compose(parts)
         token_count = _tokens_of(messages, count)
         if token_count <= limit:
             break
-        # Parts counted alone and joined may differ by a few tokens; what is sent is what must fit.
+        # Parts counted alone and counted together may differ by a few tokens. The whole must fit.
         room -= token_count - limit
     return Prompt(
-        messages, filling.passages, len(filling.turns), filling.page_is_cut, token_count, context_window, parts
+        messages, allocation.passages, len(allocation.turns), allocation.page_is_cut, token_count, context_window, parts
     )
 
 

@@ -1,9 +1,10 @@
-"""What a prompt is made of, and how it is put into messages: the same parts make the same prompt, byte for byte. Pure.
+"""The parts of a prompt, and the messages made of them: the same parts make the same messages, byte for byte. Pure.
 
-The persona is the system message; everything else is one user message that ends with the question. What the
-documents, the page and the conversation say stands before it, fenced as data: no text can close its own block
-or speak as the system. Sent as the assistant's messages, earlier answers would lend its voice to what
-they quote, and teach the model to answer as briefly as its summaries.
+The persona is the system message. Everything else is one user message that ends with the question. Summary, turns,
+passages and page stand before it between tags, as data: no text can close its own block or speak as the system. The
+order goes from what changes least to what changes with each question, so that consecutive prompts of a session share
+a prefix. Earlier answers are not sent as assistant messages: they quote untrusted documents, which would then speak
+with the assistant's voice, and their summaries would teach the model to answer as briefly.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import hashlib
 from dataclasses import dataclass
 from typing import Final
 
-from rag.prompt.tags import Fence
+from rag.prompt.tags import PromptTags
 from rag.providers.protocol import ChatMessage
 
-FORMAT_VERSION: Final = "1"
-"""Of what this module and `rag.prompt.tags` write around the parts: raise it with every change of that."""
+FORMAT_VERSION: Final = "2"
+"""The version of the text that this module and `rag.prompt.tags` write around the parts. Raise it with each change."""
 
 PAGE_CUT_NOTE: Final = "[… the page is cut here: the rest did not fit]"
 
@@ -42,15 +43,15 @@ class PassagePart:
 
 @dataclass(frozen=True, slots=True)
 class PromptParts:
-    """Everything a prompt holds, before it is fenced: what it takes to make it again.
+    """The parts of a prompt, before they get tags.
 
-    `fence` is the code of its tags, 8 to 64 hexadecimal digits. `turns` stand oldest first, `passages` best first;
+    `tag_code` is the code of its tags, 8 to 64 hexadecimal digits. `turns` stand oldest first, `passages` best first;
     `page` is as much of the page as there was room for.
     """
 
     persona: str
     question: str
-    fence: str
+    tag_code: str
     session_summary: str = ""
     turns: tuple[TurnPart, ...] = ()
     passages: tuple[PassagePart, ...] = ()
@@ -59,51 +60,51 @@ class PromptParts:
 
 
 def compose(parts: PromptParts) -> list[ChatMessage]:
-    """The messages of a prompt.
+    """Make the messages of a prompt.
 
     Raises:
-        ValueError: `parts.fence` is no code of a fence.
+        ValueError: `parts.tag_code` is not a code of tags.
     """
-    fence = Fence(parts.fence)
-    blocks = [session_summary_block(fence, parts.session_summary)]
-    blocks += [turn_block(fence, turn) for turn in parts.turns]
-    blocks.append(page_block(fence, parts.page, is_cut=parts.page_is_cut))
-    blocks += [passage_block(fence, passage) for passage in parts.passages]
+    tags = PromptTags(parts.tag_code)
+    blocks = [session_summary_block(tags, parts.session_summary)]
+    blocks += [turn_block(tags, turn) for turn in parts.turns]
+    blocks += [passage_block(tags, passage) for passage in parts.passages]
+    blocks.append(page_block(tags, parts.page, is_cut=parts.page_is_cut))
     data = "".join(blocks)
-    system = parts.persona + note_after_persona(fence) if data else parts.persona
+    system = parts.persona + note_after_persona(tags) if data else parts.persona
     return [{"role": "system", "content": system}, {"role": "user", "content": data + parts.question}]
 
 
 def prompt_version(persona: str) -> str:
-    """What tells the prompts of one version from those of another: a hash of the persona and the format."""
+    """Hash the persona and the format: prompts of different versions have different hashes."""
     return hashlib.sha256(f"{FORMAT_VERSION}\n{persona}".encode()).hexdigest()
 
 
-def note_after_persona(fence: Fence) -> str:
-    """What follows the persona where there are blocks."""
-    return "\n\n" + fence.note
+def note_after_persona(tags: PromptTags) -> str:
+    """The text that follows the persona where there are blocks."""
+    return "\n\n" + tags.note
 
 
-def session_summary_block(fence: Fence, summary: str) -> str:
+def session_summary_block(tags: PromptTags, summary: str) -> str:
     """The summary of a session's older turns; empty where there is none."""
-    return fence.block("session-summary", summary) if summary else ""
+    return tags.block("session-summary", summary) if summary else ""
 
 
-def turn_block(fence: Fence, turn: TurnPart) -> str:
+def turn_block(tags: PromptTags, turn: TurnPart) -> str:
     """An earlier turn."""
-    question = fence.block("question", turn.question)
+    question = tags.block("question", turn.question)
     if not turn.answer:
         return question
-    return question + fence.block("answer-summary" if turn.is_summary else "answer", turn.answer)
+    return question + tags.block("answer-summary" if turn.is_summary else "answer", turn.answer)
 
 
-def page_block(fence: Fence, page: str, *, is_cut: bool) -> str:
+def page_block(tags: PromptTags, page: str, *, is_cut: bool) -> str:
     """The page being read; empty where there is none."""
     if not page:
         return ""
-    return fence.block("page", f"{page}\n{PAGE_CUT_NOTE}" if is_cut else page)
+    return tags.block("page", f"{page}\n{PAGE_CUT_NOTE}" if is_cut else page)
 
 
-def passage_block(fence: Fence, passage: PassagePart) -> str:
+def passage_block(tags: PromptTags, passage: PassagePart) -> str:
     """A passage from the documents."""
-    return fence.block("passage", passage.text, document=passage.document, heading=passage.heading)
+    return tags.block("passage", passage.text, document=passage.document, heading=passage.heading)

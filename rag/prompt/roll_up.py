@@ -17,7 +17,7 @@ from rag.prompt.budget import (
 )
 from rag.prompt.parts import PromptParts, TurnPart, compose, note_after_persona, session_summary_block, turn_block
 from rag.prompt.sentences import cut_to_tokens
-from rag.prompt.tags import Fence
+from rag.prompt.tags import PromptTags
 from rag.providers.protocol import ChatMessage
 
 QUESTION_TOKENS: Final = 256
@@ -85,15 +85,15 @@ class RollUpPrompt:
 
 def history_tokens(summary: str | None, turns: Sequence[Turn], count: Count) -> int:
     """What a session's summary and turns take in a prompt."""
-    fence = Fence(_CODE_OF_COUNTING)
-    turn_tokens = (count(turn_block(fence, _in_a_prompt(turn))) for turn in turns)
-    return count(session_summary_block(fence, summary or "")) + sum(turn_tokens)
+    tags = PromptTags(_CODE_OF_COUNTING)
+    turn_tokens = (count(turn_block(tags, _in_a_prompt(turn))) for turn in turns)
+    return count(session_summary_block(tags, summary or "")) + sum(turn_tokens)
 
 
 def newest_that_stay(shares: Shares, turns: Sequence[Turn], count: Count) -> int:
     """How many of the newest turns stay out of a roll-up of a tail, the newest in any case."""
-    fence = Fence(_CODE_OF_COUNTING)
-    sizes = [count(turn_block(fence, _in_a_prompt(turn))) for turn in turns]
+    tags = PromptTags(_CODE_OF_COUNTING)
+    sizes = [count(turn_block(tags, _in_a_prompt(turn))) for turn in turns]
     room = shares.kept(sum(sizes))
     staying = 0
     for size in reversed(sizes):
@@ -112,7 +112,7 @@ def build_roll_up(
     context_window: int,
     max_output_tokens: int,
     count: Count,
-    fence: str | None = None,
+    tag_code: str | None = None,
 ) -> RollUpPrompt:
     """Fit the earlier summary and as many of the oldest turns as there is room for into a prompt; sizes in tokens.
 
@@ -123,12 +123,12 @@ def build_roll_up(
         context_window: prompt and summary together.
         max_output_tokens: the new summary's reserve.
         count: the tokens of a text.
-        fence: as in `rag.prompt.budget.build_prompt`.
+        tag_code: as in `rag.prompt.budget.build_prompt`.
 
     Raises:
         PromptTooLongError: rules and earlier summary leave no room for a turn.
     """
-    tags = Fence(fence)
+    tags = PromptTags(tag_code)
     bare = PromptParts(rules, "", tags.code, session_summary=summary or "")
     head = count(rules + note_after_persona(tags)) + count(session_summary_block(tags, bare.session_summary))
     limit = context_window - max_output_tokens - NOTE_TOKENS - FORMAT_TOKENS
@@ -143,7 +143,7 @@ def build_roll_up(
     )
 
 
-def _fitting(tags: Fence, turns: Sequence[Turn], room: int, count: Count) -> Iterator[TurnPart]:
+def _fitting(tags: PromptTags, turns: Sequence[Turn], room: int, count: Count) -> Iterator[TurnPart]:
     left = room
     for turn in turns:
         part = _cut(turn, room, count)

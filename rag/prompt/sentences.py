@@ -62,7 +62,7 @@ def cut_to_tokens(text: str, room: int, count: Callable[[str], int]) -> str:
     has any.
     """
     tokens = start = whole = 0
-    for end, is_sentence_end in _piece_ends(text):
+    for end, is_sentence_end in pieces(text):
         tokens += count(text[start:end])
         if tokens > room:
             break
@@ -74,8 +74,8 @@ def cut_to_tokens(text: str, room: int, count: Callable[[str], int]) -> str:
     return text[:end].rstrip()
 
 
-def _piece_ends(text: str) -> Iterator[tuple[int, bool]]:
-    """Offsets after pieces of at most 500 characters or so, and whether a sentence or a line ends there."""
+def pieces(text: str) -> Iterator[tuple[int, bool]]:
+    """Yield offsets after pieces of at most 500 characters or so, and whether a sentence or a line ends there."""
     for line in _LINE.finditer(text):
         start = line.start()
         for offset in sentence_ends(line[0]):

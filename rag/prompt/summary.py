@@ -16,7 +16,7 @@ MAX_CHARACTERS: Final = 1_000
 """A text above this is not short however few full stops it has; a summary is cut to it."""
 
 _CODE_FENCE: Final = re.compile(r"^[ \t]*(```|~~~).*?(?:^[ \t]*\1[^\n]*$|\Z)", re.MULTILINE | re.DOTALL)
-_HEADING: Final = re.compile(r"^[ \t]*#{1,6}[ \t][^\n]*$", re.MULTILINE)
+_HEADING: Final = re.compile(r"^[ \t]*#{1,6}(?:[ \t][^\n]*)?$", re.MULTILINE)
 _RULE: Final = re.compile(r"^[ \t]*(?:[-*_][ \t]*){3,}$", re.MULTILINE)
 _LIST_ITEM: Final = re.compile(r"^[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t]+", re.MULTILINE)
 _BLOCK: Final = re.compile(r"^[ \t]*(?:```|~~~|#{1,6}[ \t]|\||>)", re.MULTILINE)
@@ -38,7 +38,7 @@ def build_summary_prompt(
     max_output_tokens: int,
     count: Count,
     note: str = "",
-    fence: str | None = None,
+    tag_code: str | None = None,
 ) -> list[ChatMessage]:
     """The messages that ask for the summary of an answer, by the rules of `summary.md`; sizes in tokens.
 
@@ -56,7 +56,7 @@ def build_summary_prompt(
         context_window=context_window,
         max_output_tokens=max_output_tokens,
         count=count,
-        fence=fence,
+        tag_code=tag_code,
     ).messages
 
 

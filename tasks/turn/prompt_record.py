@@ -45,7 +45,7 @@ class Recipe:
 
         fields = {
             "version": prompt_version(parts.persona),
-            "fence": parts.fence,
+            "tag_code": parts.tag_code,
             "persona": keep(parts.persona),
             "question": keep(parts.question),
             "session_summary": keep(parts.session_summary),
@@ -115,7 +115,7 @@ async def _parts(recipe: Mapping[str, Any], job_id: str) -> PromptParts:
     return PromptParts(
         persona=text[recipe["persona"]],
         question=text[recipe["question"]],
-        fence=recipe["fence"],
+        tag_code=recipe["tag_code"],
         session_summary=text[recipe["session_summary"]],
         turns=tuple(TurnPart(text[t["question"]], text[t["answer"]], t["is_summary"]) for t in turns),
         passages=tuple(PassagePart(**{**part, "text": text[part["text"]]}) for part in passages),

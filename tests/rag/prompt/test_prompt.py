@@ -26,7 +26,7 @@ from rag.prompt.budget import (
 )
 from rag.prompt.modes import PromptsError, UnknownModeError, load_prompts
 from rag.prompt.parts import FORMAT_VERSION, PAGE_CUT_NOTE, PassagePart, PromptParts, TurnPart, compose, prompt_version
-from rag.prompt.tags import Fence
+from rag.prompt.tags import PromptTags
 from rag.prompt.token_memo import TokenMemo
 from rag.prompt.token_ratio import CorrectedCount
 
@@ -88,7 +88,7 @@ def build(persona: str = "persona", question: str = "question?", **changes: obje
         "context_window": 2_000,
         "max_output_tokens": 100,
         "count": words,
-        "fence": CODE,
+        "tag_code": CODE,
     }
     return build_prompt(persona, question, **(arguments | changes))  # type: ignore[arg-type]
 
@@ -140,29 +140,32 @@ def test_any_prompt_is_within_the_window_with_whole_parts(
     assert compose(prompt.parts) == prompt.messages
     assert system.startswith(persona)
     assert user.endswith(question)
-    fence = Fence(CODE)
+    tags = PromptTags(CODE)
     in_order = iter(passages)
-    assert all(any(passage is other for other in in_order) for passage in prompt.passages)
+    if not all(any(passage is other for other in in_order) for passage in prompt.passages):
+        [cut] = prompt.passages
+        assert cut.text in passages[0].text
+        assert (cut.document, cut.heading) == (passages[0].document, passages[0].heading)
     for passage in prompt.passages:
-        assert f"\n{fence.escape(passage.text)}\n</passage-{CODE}>" in user
+        assert f"\n{tags.escape(passage.text)}\n</passage-{CODE}>" in user
     assert user.count(f"</passage-{CODE}>") == len(prompt.passages) + question.count(f"</passage-{CODE}>")
-    check_history(prompt, history, fence.escape(summary.strip()), user, question)
+    check_history(prompt, history, tags.escape(summary.strip()), user, question)
     data = user.removesuffix(question)
     assert not re.sub(rf"<([a-z-]+)-{CODE}[^\n]*>\n.*?\n</\1-{CODE}>\n\n", "", data, flags=re.DOTALL)
 
 
 def check_history(prompt: Prompt[Passage], history: list[Turn], summary: str, user: str, question: str) -> None:
     """The newest turns without a hole, each in whole or by its summary; the session's summary or its start first."""
-    fence = Fence(CODE)
+    tags = PromptTags(CODE)
     newest = history[len(history) - prompt.turns :]
     assert user.count(f"<question-{CODE}>") - question.count(f"<question-{CODE}>") == len(newest)
     at = 0
     for turn in newest:
         at = user.index(f"<question-{CODE}>\n", at)
         kind, answer = ("answer", turn.answer) if turn.summary is None else ("answer-summary", turn.summary)
-        block = f"<question-{CODE}>\n{fence.escape(turn.question)}\n</question-{CODE}>\n\n"
+        block = f"<question-{CODE}>\n{tags.escape(turn.question)}\n</question-{CODE}>\n\n"
         if answer:
-            block += f"<{kind}-{CODE}>\n{fence.escape(answer)}\n</{kind}-{CODE}>\n\n"
+            block += f"<{kind}-{CODE}>\n{tags.escape(answer)}\n</{kind}-{CODE}>\n\n"
         assert user.startswith(block, at)
         at += len(block)
     told = prompt.parts.session_summary
@@ -173,8 +176,8 @@ def check_history(prompt: Prompt[Passage], history: list[Turn], summary: str, us
 
 @settings(deadline=None, print_blob=True)
 @given(hostile, hostile, hostile)
-def test_no_text_can_hold_the_code_of_its_fence(text: str, document: str, heading: str) -> None:
-    block = Fence(CODE).block("passage", text, document=document, heading=heading)
+def test_no_text_can_hold_the_code_of_its_tags(text: str, document: str, heading: str) -> None:
+    block = PromptTags(CODE).block("passage", text, document=document, heading=heading)
     assert block.count(CODE) == 2
     assert block.startswith(f"<passage-{CODE}")
     assert block.endswith(f"\n</passage-{CODE}>\n\n")
@@ -183,13 +186,13 @@ def test_no_text_can_hold_the_code_of_its_fence(text: str, document: str, headin
 
 def test_each_request_has_a_code_of_its_own() -> None:
     passages = [Passage("a.md", "A", "text")]
-    codes = {build(passages=passages, fence=None).fence for _ in range(20)}
+    codes = {build(passages=passages, tag_code=None).tag_code for _ in range(20)}
     assert len(codes) == 20
 
 
-def test_a_fence_that_is_no_code_is_refused() -> None:
+def test_a_tag_code_that_is_not_hexadecimal_is_refused() -> None:
     with pytest.raises(ValueError, match="hexadecimal"):
-        build(fence="</x>")
+        build(tag_code="</x>")
 
 
 def test_a_passage_carries_its_document_and_heading_and_a_label() -> None:
@@ -340,7 +343,7 @@ def test_a_change_of_the_format_has_a_version_of_its_own() -> None:
     passages = (PassagePart("a.md", "A > B", "text", 1),)
     parts = PromptParts("persona", "question", CODE, "older", turns, passages, "page", page_is_cut=True)
     made = hashlib.sha256(json.dumps(compose(parts), ensure_ascii=False).encode()).hexdigest()
-    assert (FORMAT_VERSION, made[:16]) == ("1", "26dd56805ca36594")
+    assert (FORMAT_VERSION, made[:16]) == ("2", "0452d4d0980527b7")
 
 
 def test_the_shipped_prompts_load_and_leave_room() -> None:

@@ -234,9 +234,9 @@ def test_a_text_supports_its_own_numbers(text: str, more: str) -> None:
     assert unsupported_numbers(text, f"{more}\n{text}") == []
 
 
-def test_a_summary_is_asked_for_by_the_rules_and_with_the_answer_fenced() -> None:
+def test_a_summary_is_asked_for_by_the_rules_and_with_the_answer_between_tags() -> None:
     system, user = build_summary_prompt(
-        "rules", "The answer.", context_window=2_000, max_output_tokens=50, count=len, fence="0123abcd"
+        "rules", "The answer.", context_window=2_000, max_output_tokens=50, count=len, tag_code="0123abcd"
     )
     assert system["content"].startswith("rules")
     assert user["content"].strip() == "<page-0123abcd>\nThe answer.\n</page-0123abcd>"
