@@ -68,7 +68,7 @@ HAVING count(*) > 0
 RETURNING id
 """
 
-# 12: the bits of an entry below its ordinal, see rag.lexical.
+# 12: the bits of an entry below its ordinal, see `rag.search.postings_draft`.
 _INSERT_POSTINGS: Final = """
 WITH places AS MATERIALIZED (
     SELECT old.id AS segment_id, old_place.ordinal - 1 AS old_ordinal, new_place.ordinal - 1 AS ordinal

@@ -8,13 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
-from rag.analysis.terms import PostingsDraft, term_frequencies
+from rag.analysis.terms import term_frequencies
 from rag.corpus.chunk import Chunk, ChunkSettings, cut
 from rag.corpus.markdown import Metadata
 from rag.corpus.read import UnreadableFileError, open_content
 from rag.corpus.tokens import TokenCounter
 from rag.corpus.walk import Failure, SourceFile
 from rag.index.known_chunks import HASH_BYTES, KnownChunks
+from rag.search.postings_draft import PostingsDraft
 
 DRAFT_CHARACTERS: Final = 1_000_000
 DRAFT_OLDER_ROWS: Final = 20_000

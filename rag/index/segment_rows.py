@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from tortoise.backends.base.client import BaseDBAsyncClient
 
-from rag.analysis.terms import COPY_BEGIN, COPY_END, number_postings
 from rag.index.prepared import PACKED_COLUMNS, Draft
+from rag.search.postings_draft import COPY_BEGIN, COPY_END, number_postings
 
 _DELETED_AT_ONCE: Final = 20_000
 _ROWS_AT_ONCE: Final = 200

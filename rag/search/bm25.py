@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from rag.analysis.terms import saturation
 from rag.search.postings import Ints, Postings
-from rag.search.query import Query
+from rag.search.postings_draft import saturation
+from rag.search.query import WEAK_WEIGHT, Query, Word
 
 Floats = npt.NDArray[np.float32]
 Places = npt.NDArray[np.intp]
 Shares = npt.NDArray[np.floating[Any]]
 
 _RECONSIDERED: Final = 200  # beyond those wanted, for what coverage brings up
-_MINOR: Final = 0.02  # of a question's weight: a word that says no more is none to be held
+_LONG_WORD: Final = 6
+"""A Korean word of so many syllables is often several that were typed without spaces: a part of it counts as it is."""
+_HALF: Final = 0.5
+_NOUN: Final = 0.8
+_ALTERNATIVE_SHARE: Final = 0.85
 
 
 class Hit(NamedTuple):
-    """What the words of a question say of one chunk: its score, and the share of the question's weight that it holds.
-
-    Half of that share counts where only one of three words or more is held: any text holds some word.
-    """
+    """The words of a question in one chunk: its score, and the share of the question's importance that it has."""
 
     score: float
     share: float
@@ -44,7 +45,7 @@ class Found:
     def best(self, limit: int) -> list[int]:
         """The chunks with the best scores, best first."""
         places = _best(self._scores, limit + _RECONSIDERED)
-        *_, scores = self._at(places)
+        _, scores = self._at(places)
         order = np.argsort(-scores, kind="stable")[:limit]
         return self._postings.chunks.ids[places[order]].tolist()  # type: ignore[no-any-return]
 
@@ -64,36 +65,86 @@ class Found:
         mean, spread = float(self._scores.mean()), float(self._scores.std())
         return {id_: (hit.score - mean) / spread if spread else 0.0 for id_, hit in hits.items()}
 
+    @property
+    def _content(self) -> list[Word]:
+        return [word for word in self._query.words if word.importance > WEAK_WEIGHT]
+
+    def rarest(self) -> list[Word]:
+        """The noun of the question that is rarest in the corpus, or those that are equally rare."""
+        words = [word for word in self._content if word.importance >= _NOUN] or self._query.words
+        rarities = [self._rarity(word) for word in words]
+        return [word for word, rarity in zip(words, rarities, strict=True) if rarity >= max(rarities) - 1e-9]
+
     def _hits(self, places: Places) -> list[Hit]:
-        held, shares, scores = self._at(places)
-        least = _MINOR * self._weight(self._idf)
-        words = [word for word in self._query.words if self._weight(word) > least]
-        is_held = (sum(held[term] for term in word) >= self._weight(word) / 2 for word in words)
-        says_little = (sum(is_held, np.zeros(len(places))) < 2) & (len(words) > 2)
-        return list(map(Hit, scores.tolist(), np.where(says_little, shares / 2, shares).tolist()))
+        shares, scores = self._at(places)
+        return list(map(Hit, scores.tolist(), shares.tolist()))
 
-    def _at(self, places: Places) -> tuple[dict[str, Shares], Shares, Shares]:
-        """At some places: the weight of each term that is held, the share of all weight, and the score."""
-        rows = self._postings.rows
-        held = {term: weight * _holds(rows[term].places, places) for term, weight in self._idf.items()}
-        shares = sum(held.values(), np.zeros(len(places))) / max(self._weight(self._idf), 1e-9)
-        return held, shares, self._scores[places] * (1 + self._query.coverage * shares)
+    def _at(self, places: Places) -> tuple[Shares, Shares]:
+        """At some places: the share of the question's importance that is there, and the score.
 
-    def _weight(self, terms: Iterable[str]) -> float:
-        return sum(self._idf[term] for term in terms)
+        Question words and phrases of politeness have no share.
+        """
+        held = {term: _holds(row.places, places) for term, row in self._postings.rows.items() if len(row.places)}
+        words = self._content
+        weights = self._weights(words)
+        found = [weight * _coverage(word, held, len(places)) for word, weight in zip(words, weights, strict=True)]
+        shares = sum(found, np.zeros(len(places))) / max(sum(weights), 1e-9)
+        return shares, self._scores[places] * (1 + self._query.coverage * shares)
+
+    def _weights(self, words: Sequence[Word]) -> list[float]:
+        """The weight of each word: a verb that the corpus lacks weighs no more than the rarest noun that it has."""
+        rarities = [self._rarity(word) for word in words]
+        known = [
+            rarity
+            for word, rarity in zip(words, rarities, strict=True)
+            if word.importance >= _NOUN and any(map(self._is_known, word.terms))
+        ]
+        most = max(known, default=math.inf)
+        return [
+            word.importance * (rarity if word.importance >= _NOUN else min(rarity, most))
+            for word, rarity in zip(words, rarities, strict=True)
+        ]
+
+    def _rarity(self, word: Word) -> float:
+        """How rare a word is in the corpus, under the spelling that the corpus has."""
+        own = [self._idf[term] for term in word.terms if self._is_known(term)]
+        if own:
+            return max(own)
+        others = [
+            max(self._idf[term] for term in other) for other in word.alternatives if all(map(self._is_known, other))
+        ]
+        return min(others, default=max((self._idf[term] for term in word.terms), default=0.0))
+
+    def _is_known(self, term: str) -> bool:
+        return len(self._postings.rows[term].places) > 0
+
+
+def _coverage(word: Word, held: Mapping[str, npt.NDArray[np.bool_]], size: int) -> Shares:
+    """Of each place, the share of a word that is there: its parts, or another spelling of it."""
+    nowhere = np.zeros(size, dtype=np.bool_)
+    covered = np.zeros(size)
+    for unit in word.units:
+        covered += np.any([held.get(term, nowhere) for term in unit], axis=0)
+    share = covered / max(len(word.units), 1)
+    if len(word.units) < _LONG_WORD:
+        # Less than half of a short word is there by chance.
+        share = np.where(share >= _HALF, share, share * _HALF)
+    for other in word.alternatives:
+        share = np.maximum(share, _ALTERNATIVE_SHARE * np.all([held.get(term, nowhere) for term in other], axis=0))
+    return share
 
 
 def score(postings: Postings, query: Query) -> Found:
     """Score all chunks of an index for a query; a term that the corpus lacks weighs most. Work for a thread."""
     size = postings.live.chunk_count
+    idf = {term: _idf(size, len(row.places)) for term, row in postings.rows.items()}
     weights = {**query.weights, **query.morphemes}
-    idf = {term: weight * _idf(size, len(postings.rows[term].places)) for term, weight in weights.items()}
     factors = np.asarray(saturation(round(postings.live.term_count / max(size, 1))), dtype=np.float32)
     scores = np.zeros(size, dtype=np.float32)
-    for term, weight in idf.items():
+    for term, weight in weights.items():
         row = postings.rows[term]
-        scores[row.places] += (factors * np.float32(weight))[row.factors]
-    return Found(query, postings, {term: idf[term] for term in query.weights}, scores)
+        scores[row.places] += (factors * np.float32(weight * idf[term]))[row.factors]
+    return Found(query, postings, idf, scores)
 
 
 def _idf(size: int, frequency: int) -> float:

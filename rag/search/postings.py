@@ -23,7 +23,7 @@ Factors = npt.NDArray[np.uint16]
 CACHE_BYTES: Final = 96 * 1024 * 1024
 """The most that one process keeps of postings."""
 
-_FACTOR_BITS: Final = 12  # of an entry, below its ordinal: see rag.lexical
+_FACTOR_BITS: Final = 12  # of an entry, below its ordinal: see `rag.search.postings_draft`
 _FACTOR_MASK: Final = (1 << _FACTOR_BITS) - 1
 _ROW_OVERHEAD_BYTES: Final = 400
 _ARRAY_HEADER: Final = 20

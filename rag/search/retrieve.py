@@ -12,6 +12,7 @@ import structlog
 from tortoise import Tortoise
 
 from rag.analysis.morphemes import MissingAnalyserError
+from rag.analysis.terms import heading_terms
 from rag.providers.embedder import Embedder
 from rag.search.bm25 import Found, Hit, score
 from rag.search.fusion import dense_weight, fuse
@@ -23,8 +24,8 @@ from rag.search.vectors import VectorCache
 logger = structlog.stdlib.get_logger("protostar.retrieval")
 
 TOP_K: Final = 8
-FLOOR: Final = 0.27
-"""The least share of a question's weight that some passage must hold, if any passage is to be given."""
+FLOOR: Final = 0.3
+"""The least share of a question's importance that some passage must have, if any passage is to be given."""
 
 FLOOR_WITH_VECTORS: Final = 0.38
 """The least sum of that share and of a passage's nearness, where there are vectors."""
@@ -34,6 +35,9 @@ _MORE_CANDIDATES: Final = 8
 _POOL: Final = 100
 _COLUMNS: Final = ("chunk_id", "document", "heading", "text", "start_offset", "end_offset", "token_count")
 _SAME_SHARE: Final = 0.8
+_CONTENTS_SHARE: Final = 0.6
+_LEAST_ENTRIES: Final = 3
+_OVERVIEWS: Final = frozenset(("readme.md", "index.md"))
 
 Rows = dict[int, dict[str, Any]]
 
@@ -158,9 +162,14 @@ class _Words:
     def passages(self, rows: Rows, top_k: int, *, floor: bool) -> list[Passage]:
         """The best of some chunks; none below the floor."""
         hits = self.of(rows)
-        if floor and not any(hit.share >= FLOOR for hit in hits.values()):
+        if floor and not any(hit.share >= FLOOR or self._is_in_heading(rows[id_]) for id_, hit in hits.items()):
             return []
-        return _distinct(rows, {id_: hit.score for id_, hit in hits.items()}, top_k)
+        return _distinct(rows, {id_: hit.score * _use_of(rows[id_]) for id_, hit in hits.items()}, top_k)
+
+    def _is_in_heading(self, row: Mapping[str, Any]) -> bool:
+        """Whether the question's rarest content word is in the chunk's headings."""
+        words = self.found.rarest()
+        return bool(words) and any(word.is_in(heading_terms(row["heading"], "")) for word in words)
 
 
 async def _search_words(connection: Any, live: Live, asked: Question) -> _Words:
@@ -182,6 +191,14 @@ async def _queries(live: Live, asked: Question) -> tuple[Query, Query]:
 async def _search(connection: Any, live: Live, query: Query) -> Found:
     postings = await _kept().postings.read(connection, live, [*query.weights, *query.morphemes])
     return await asyncio.to_thread(score, postings, query)
+
+
+def _use_of(row: Mapping[str, Any]) -> float:
+    """How much of a chunk's score counts: a table of contents comes behind the pages that it names."""
+    lines = [line.lstrip() for line in row["text"].splitlines() if line.strip()]
+    is_overview = row["document"].rpartition("/")[2].lower() in _OVERVIEWS
+    entries = sum("](" in line or (is_overview and line[0] in "|-*") for line in lines)
+    return _CONTENTS_SHARE if entries >= _LEAST_ENTRIES and 2 * entries >= len(lines) else 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,7 +108,7 @@ def test_what_the_image_installs_is_whole(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     for folder in ("protostar", "models", "rag", "tasks", "client/protostar_client"):
         for file in (ROOT / folder).rglob("*"):
-            if file.suffix in (".py", ".lua", ".md", ".json", ".typed") and "__pycache__" not in file.parts:
+            if file.suffix in (".py", ".lua", ".md", ".json", ".txt", ".typed") and "__pycache__" not in file.parts:
                 assert str(file.relative_to(ROOT)).removeprefix("client/") in names, file
     assert "arq_settings.py" in names
     assert not any(name.startswith("stack/") for name in names)
