@@ -22,6 +22,7 @@ from protostar_client.contract import (
     SUMMARIZE_MESSAGE,
 )
 
+import protostar.collisions  # noqa: F401  (before our packages: ends where another project's would be imported)
 from models.database import tortoise_config
 from protostar.settings import JobClass, SettingsError, load_settings
 from tasks.context import about_worker

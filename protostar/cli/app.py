@@ -8,6 +8,7 @@ from typing import Final
 
 import typer
 
+import protostar.collisions
 import protostar.log  # noqa: F401  (configures structlog)
 from protostar.cli import ask, corpus, doctor, follow, history, jobs, migrate, prompt, search, status, usage
 from protostar.cli.support.errors import CommandError
