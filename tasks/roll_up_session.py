@@ -123,7 +123,7 @@ async def _sum_up(
         check=lambda text: what_is_wrong(text, prompt.source, max_sentences=None),
         max_output_tokens=max_tokens,
     )
-    summary = to_session_summary(text, prompt.source, max_tokens=max_tokens, count=count)
+    summary = await asyncio.to_thread(to_session_summary, text, prompt.source, max_tokens=max_tokens, count=count)
     if not summary:
         raise JobError(
             ErrorCode.PROVIDER_ERROR, "the model wrote no summary that could be kept; a later turn asks again"

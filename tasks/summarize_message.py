@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from protostar_client.contract import ErrorCode, JobError, SummaryRequest, SummaryResult, Usage
@@ -42,7 +43,7 @@ async def summarize_message(ctx: Context, **arguments: Any) -> dict[str, Any]:
     if short_enough(message.content):
         return _result(await _store(tools, message, to_summary(message.content)), "", _NOTHING)
     charge, text = await _ask(ctx, message)
-    summary = to_supported_summary(text, message.content)
+    summary = await asyncio.to_thread(to_supported_summary, text, message.content)
     stored = await _store(tools, message, summary, charge)
     return _result(stored, charge.model, charge.spent)
 

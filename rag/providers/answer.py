@@ -37,7 +37,7 @@ class AnswerReader:
         self._refusal = False
         self._characters = 0
         self._thoughts = 0
-        self._most_characters = request.max_output_tokens * MOST_CHARACTERS_A_TOKEN
+        self._most_characters = most_characters(request)
         self.finish_reason: str | None = None
 
     def take(self, chunk: dict[str, Any]) -> tuple[str, bool]:
@@ -59,9 +59,7 @@ class AnswerReader:
         self._characters += len(text)
         self._thoughts += len(thought)
         if max(self._characters, self._thoughts) > self._most_characters:
-            raise self._translator.fatal(
-                f"went on after {self._most_characters} characters; it keeps no limit on tokens"
-            )
+            raise self._translator.endless(self._most_characters)
         return self._whole_characters(text), bool(text or thought)
 
     def finish(self) -> Finish:
@@ -83,6 +81,11 @@ class AnswerReader:
         if text.isascii():
             return text
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def most_characters(request: CompletionRequest) -> int:
+    """The characters of an answer above which the provider has passed over the limit on tokens."""
+    return request.max_output_tokens * MOST_CHARACTERS_A_TOKEN
 
 
 def json_object(text: str, translator: Translator) -> dict[str, Any]:
@@ -113,8 +116,11 @@ def completion_of(body: Mapping[str, Any], request: CompletionRequest, translato
     message = _mapping(choice.get("message"))
     if message.get("refusal") and not message.get("content"):
         raise translator.filtered()
+    text = _text(message.get("content"))
+    if len(text) > most_characters(request):
+        raise translator.endless(most_characters(request))
     return Completion(
-        text=_text(message.get("content")),
+        text=text,
         finish_reason=check_finish_reason(_name(choice.get("finish_reason"), FINISH_REASON_CHARACTERS), translator),
         model=_name(body.get("model")) or request.model,
         usage=usage_of(body),

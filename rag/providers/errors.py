@@ -113,6 +113,10 @@ class Translator:
         """The error for an answer that another attempt would not better."""
         return FatalProviderError(f"{self._provider} {what}")
 
+    def endless(self, characters: int) -> FatalProviderError:
+        """The error for an answer that is longer than its limit on tokens allows."""
+        return self.fatal(f"went on after {characters} characters; it keeps no limit on tokens")
+
     def wordless(self, finish_reason: str, *, refused: bool) -> ProviderError:
         """The error for an answer that ended without a word of text."""
         if refused:

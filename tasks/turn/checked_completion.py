@@ -39,7 +39,8 @@ async def ask_twice(
         messages = await asyncio.to_thread(compose, "")
     except PromptTooLongError:
         raise no_room() from None
-    charge = new_charge(tools, ctx["claim"], user_uuid=user_uuid, model=model, input_tokens=_count(tools, messages))
+    tokens = await asyncio.to_thread(_count, tools, messages)
+    charge = new_charge(tools, ctx["claim"], user_uuid=user_uuid, model=model, input_tokens=tokens)
     ctx["charge"] = charge
     admitted = tools.provider.admitted([model], tokens=charge.input_tokens + max_output_tokens)
     async with admitted as provider, billed(tools, charge):
@@ -47,7 +48,7 @@ async def ask_twice(
         if note := await asyncio.to_thread(check, text):
             try:
                 again = await asyncio.to_thread(compose, note)
-                charge.input_tokens = _count(tools, again)
+                charge.input_tokens = await asyncio.to_thread(_count, tools, again)
                 text = await _ask(tools, provider, charge, again, max_output_tokens) or text
             except (PromptTooLongError, ProviderError) as error:
                 # What is wrong with the first text can be cut out of it.

@@ -38,7 +38,10 @@ async def bounded() -> AsyncIterator[None]:
     peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     watcher = asyncio.create_task(watch())
     try:
+        await asyncio.sleep(0)  # starts the watcher
         yield
+        while not pauses_s:
+            await asyncio.sleep(0.001)
     finally:
         watcher.cancel()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak_kib < MOST_MEMORY_KIB
@@ -142,6 +145,13 @@ async def test_a_cost_that_is_not_credible_is_left_out(provider: Provider, model
     usage = (await streamed(provider))[1].usage
     assert usage is not None
     assert (usage.input_tokens, usage.output_tokens, usage.cost) == (3, 4, None)
+
+
+async def test_a_whole_answer_that_is_longer_than_its_tokens_is_refused(
+    provider: Provider, model: ModelControl
+) -> None:
+    model.script({"pieces": ["가" * 10_000]})
+    assert "no limit on tokens" in str(await error_of(provider, whole=True))
 
 
 async def test_names_are_cleaned_and_cut(provider: Provider, model: ModelControl) -> None:
