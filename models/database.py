@@ -25,7 +25,7 @@ _SERVER_SETTINGS: Final = {
 }
 
 _APP_CONFIG: Final = {
-    "models": ["models.conversation", "models.corpus"],
+    "models": ["models.conversation"],
     "migrations": "models.migrations",
     "default_connection": "default",
 }

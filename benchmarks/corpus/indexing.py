@@ -10,10 +10,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
-from typing import Final
+from typing import Any, Final
+
+from tortoise import Tortoise
 
 from benchmarks.corpus.text import Writer
-from models import Chunk
 from rag.corpus.chunk import ChunkSettings
 from rag.index.reindex import reindex
 from rag.search.retrieve import retrieve
@@ -101,7 +102,8 @@ async def costs(folder: Path, files: int, file_bytes: int) -> Costs:
     file = folder / "0" / "0.md"
     put(file, file.read_text() + "\n한 문장을 더 쓴다.\n")
     written = (await reindex(folder, settings=SETTINGS)).result.chunks
-    return Costs(seconds[0], seconds[1], await Chunk.filter(document__path="0/0.md").count(), written)
+    chunks = await _fetch("SELECT 1 FROM chunks JOIN documents ON documents.id = document_id WHERE path = '0/0.md'")
+    return Costs(seconds[0], seconds[1], len(chunks), written)
 
 
 async def serving(folder: Path, total_bytes: int) -> Serving:
@@ -130,8 +132,13 @@ async def _ask(dice: random.Random) -> tuple[float, int, set[int]]:
     started = time.perf_counter()
     passages = await retrieve(dice.choice(QUESTIONS), floor=False)
     milliseconds = (time.perf_counter() - started) * 1000
-    rows = await Chunk.filter(id__in=[passage.chunk_id for passage in passages]).values("generation_id")
+    ids = [passage.chunk_id for passage in passages]
+    rows = await _fetch("SELECT generation_id FROM chunks WHERE id = ANY($1)", ids)
     return milliseconds, len(passages), {row["generation_id"] for row in rows}
+
+
+async def _fetch(query: str, *values: object) -> list[dict[str, Any]]:
+    return await Tortoise.get_connection("default").execute_query_dict(query, list(values))
 
 
 def _p95(values: list[float]) -> float:

@@ -91,15 +91,13 @@ async def record(connection: BaseDBAsyncClient, draft: Draft, generation: Genera
     )
     if draft.finished:
         await database.executemany(
-            f"INSERT INTO documents (path, {hash_column}, stamp, title, date, tags, size_bytes, indexed_at, "
-            "created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, now(), now()) ON CONFLICT (path) DO UPDATE SET "
-            f"{hash_column} = EXCLUDED.{hash_column}, stamp = {stamp}, title = EXCLUDED.title, "
-            "date = EXCLUDED.date, tags = EXCLUDED.tags, size_bytes = EXCLUDED.size_bytes, indexed_at = now(), "
-            "error = NULL",
+            f"INSERT INTO documents (path, {hash_column}, stamp, title, date, tags) VALUES ($1, $2, $3, $4, $5, $6) "
+            f"ON CONFLICT (path) DO UPDATE SET {hash_column} = EXCLUDED.{hash_column}, stamp = {stamp}, "
+            "title = EXCLUDED.title, date = EXCLUDED.date, tags = EXCLUDED.tags, error = NULL",
             [
                 (
                     done.file.path, done.content_hash, _stamp(done.file, started_ns), done.metadata.title,
-                    done.metadata.date, json.dumps(done.metadata.tags, ensure_ascii=False), done.file.size_bytes,
+                    done.metadata.date, json.dumps(done.metadata.tags, ensure_ascii=False),
                 )
                 for done in draft.finished
             ],
@@ -111,8 +109,8 @@ async def record(connection: BaseDBAsyncClient, draft: Draft, generation: Genera
         )
     if draft.failures:
         await database.executemany(
-            "INSERT INTO documents (path, error, stamp, title, date, tags, size_bytes, created_at) "
-            "VALUES ($1, $2, '', '', '', '[]', 0, now()) ON CONFLICT (path) DO UPDATE SET error = EXCLUDED.error",
+            "INSERT INTO documents (path, error) VALUES ($1, $2) "
+            "ON CONFLICT (path) DO UPDATE SET error = EXCLUDED.error",
             [(failure.path, failure.reason) for failure in draft.failures],
         )
 

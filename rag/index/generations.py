@@ -83,7 +83,7 @@ async def open_generation(settings: ChunkSettings, *, full: bool, embedding_mode
                 return Generation(row["id"], is_current=False)
         await connection.execute_query("UPDATE documents SET next_hash = NULL WHERE next_hash IS NOT NULL")
         made = await connection.execute_query_dict(
-            "INSERT INTO generations (settings, is_current, created_at) VALUES ($1, $2, now()) RETURNING id",
+            "INSERT INTO generations (settings, is_current) VALUES ($1, $2) RETURNING id",
             [wanted if current is None else purpose, current is None],
         )
         return Generation(made[0]["id"], is_current=current is None)

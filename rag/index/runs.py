@@ -100,7 +100,7 @@ class RunRecord:
             await database.execute(
                 "DELETE FROM reindex_runs WHERE id <= (SELECT max(id) FROM reindex_runs) - $1::bigint", _KEPT
             )
-            return int(await database.fetchval("INSERT INTO reindex_runs (started_at) VALUES (now()) RETURNING id"))
+            return int(await database.fetchval("INSERT INTO reindex_runs DEFAULT VALUES RETURNING id"))
 
         return cls(await transact(work))
 

@@ -83,8 +83,7 @@ async def _numbered(postings: Sequence[bytes], segment_id: int) -> AsyncIterator
 async def _document_ids(database: Any, paths: Iterable[str]) -> dict[str, int]:
     ordered = sorted(paths)
     await database.execute(
-        "INSERT INTO documents (path, stamp, title, date, tags, size_bytes, created_at) "
-        "SELECT path, '', '', '', '[]', 0, now() FROM unnest($1::text[]) AS path ON CONFLICT (path) DO NOTHING",
+        "INSERT INTO documents (path) SELECT * FROM unnest($1::text[]) ON CONFLICT (path) DO NOTHING",
         ordered,
     )
     rows = await database.fetch("SELECT path, id FROM documents WHERE path = ANY($1::text[])", ordered)

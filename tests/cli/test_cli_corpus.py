@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from models import Chunk, Generation
 from models.database import connect
 from rag.index.runs import read_progress
 from rag.search.retrieve import retrieve
 from tests.cli.test_cli import ROOT, environment, protostar
+from tests.support.rows import count, fetch_values
 
 DEADLINE_S = 60.0
 
@@ -82,25 +82,24 @@ async def test_killed_at_any_moment_the_old_index_serves_and_the_next_run_goes_o
     variables = {"DATABASE_URL": database_url, "PROTOSTAR_CORPUS_DIR": str(corpus)}
     before = json.loads(protostar("reindex", "--json", **variables).stdout)
     async with connect(database_url):
-        [serving] = await Generation.all()
+        [serving] = await fetch_values("SELECT id FROM generations")
         for share in (0.0, 0.3, 0.6):
             run = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "protostar", "reindex", "--full", cwd=ROOT, env=environment(**variables)
             )
-            built = Chunk.exclude(generation_id=serving.id)
-            while await built.count() < max(1, share * before["chunks"]):
+            while await count("chunks WHERE generation_id <> $1", serving) < max(1, share * before["chunks"]):
                 assert run.returncode is None
             run.kill()
             await run.wait()
-            assert [generation.id for generation in await Generation.filter(is_current=True)] == [serving.id]
-            assert await Chunk.filter(generation_id=serving.id).count() == before["chunks"]
+            assert await fetch_values("SELECT id FROM generations WHERE is_current") == [serving]
+            assert await count("chunks WHERE generation_id = $1", serving) == before["chunks"]
             assert await retrieve("작업을 순서대로")
         while (progress := await read_progress()) is None or progress.is_running:
             pass
         after = json.loads(protostar("reindex", "--full", "--json", **variables).stdout)
         assert after["chunks"] < before["chunks"]
-        assert await Chunk.all().count() == before["chunks"]
-        assert await Generation.all().count() == 1
+        assert await count("chunks") == before["chunks"]
+        assert await count("generations") == 1
 
 
 @pytest.mark.parametrize("other", ["--dry-run", "--full"])

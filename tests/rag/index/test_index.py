@@ -8,7 +8,6 @@ import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import pytest
 from protostar_client.contract import ReindexResult
 from tortoise import Tortoise
 
-from models import Chunk, Document, Generation, ReindexRun
 from models.database import connect
 from rag.corpus.chunk import ChunkSettings
 from rag.corpus.tokens import TokenCounter
@@ -26,9 +24,11 @@ from rag.index.merge import MOST_SEGMENTS
 from rag.index.reindex import Reindexed, ReindexRunning, reindex
 from rag.index.runs import RunProgress, read_progress
 from rag.search.retrieve import retrieve
+from tests.support.rows import count, fetch, fetch_one, fetch_values
 
 SETTINGS = ChunkSettings(64, 12, "gpt-4o")
 OTHER_SETTINGS = ChunkSettings(128, 24, "gpt-4o")
+OF_DOCUMENT = "FROM chunks JOIN documents ON documents.id = document_id WHERE path = $1"
 
 
 @pytest.fixture(autouse=True)
@@ -58,47 +58,42 @@ def counts(done: Reindexed) -> tuple[int, int, int, int, int]:
     return result.added, result.changed, result.removed, result.unchanged, result.failed
 
 
-async def rows(table: str) -> int:
-    return int(
-        (await Tortoise.get_connection("default").execute_query_dict(f"SELECT count(*) FROM {table}"))[0]["count"]
-    )
-
-
 async def test_files_become_documents_and_chunks(corpus: Path) -> None:
     done = await reindex(corpus, settings=SETTINGS)
     assert isinstance(done.result, ReindexResult)
     assert counts(done) == (2, 0, 0, 0, 0)
     assert done.result.chunks == 3
-    document = await Document.get(path="queue.md").prefetch_related("chunks")
+    document = await fetch_one("SELECT * FROM documents WHERE path = 'queue.md'")
     text = (corpus / "queue.md").read_text()
-    chunks = await Chunk.filter(document=document).order_by("position")
-    assert document.title == "작업 큐"
-    assert document.error is None
-    assert [chunk.heading for chunk in chunks] == ["작업 큐", "작업 큐 > 재시도"]
-    assert all(chunk.text == text[chunk.start_offset : chunk.end_offset] for chunk in chunks)
+    chunks = await fetch("SELECT * FROM chunks WHERE document_id = $1 ORDER BY position", document["id"])
+    assert document["title"] == "작업 큐"
+    assert document["error"] is None
+    assert [chunk["heading"] for chunk in chunks] == ["작업 큐", "작업 큐 > 재시도"]
+    assert all(chunk["text"] == text[chunk["start_offset"] : chunk["end_offset"]] for chunk in chunks)
 
 
 async def test_an_unchanged_corpus_writes_nothing(corpus: Path) -> None:
     await reindex(corpus, settings=SETTINGS)
-    before = await Chunk.all().order_by("id").values("id", "document_id", "text")
+    before = await fetch("SELECT id, document_id, text FROM chunks ORDER BY id")
     done = await reindex(corpus, settings=SETTINGS)
     assert counts(done) == (0, 0, 0, 2, 0)
     assert done.result.chunks == 0
-    assert await Chunk.all().order_by("id").values("id", "document_id", "text") == before
+    assert await fetch("SELECT id, document_id, text FROM chunks ORDER BY id") == before
 
 
 async def test_only_the_changed_chunks_of_a_changed_file_are_written(corpus: Path) -> None:
     await reindex(corpus, settings=SETTINGS)
-    kept = await Chunk.get(heading="작업 큐 > 재시도")
+    kept = await fetch_one("SELECT id, heading, text FROM chunks WHERE heading = '작업 큐 > 재시도'")
     write(
         corpus, "queue.md", "# 작업 큐\n\n큐는 이제 작업을 영원히 보관한다.\n\n## 재시도\n\n재시도는 세 번까지 한다.\n"
     )
     done = await reindex(corpus, settings=SETTINGS)
     assert counts(done) == (0, 1, 0, 1, 0)
     assert done.result.chunks == 1
-    after = await Chunk.get(id=kept.id)
+    after = await fetch_one("SELECT * FROM chunks WHERE id = $1", kept["id"])
     text = (corpus / "queue.md").read_text()
-    assert (after.heading, after.text) == (kept.heading, text[after.start_offset : after.end_offset])
+    assert after["heading"] == kept["heading"]
+    assert after["text"] == text[after["start_offset"] : after["end_offset"]]
     assert next(passage.text for passage in await retrieve("영원히 보관")).startswith("# 작업 큐")
     assert not any("받아 둔다" in passage.text for passage in await retrieve("받아 둔다", floor=False))
 
@@ -133,7 +128,7 @@ async def test_a_deleted_file_is_removed(corpus: Path) -> None:
     await reindex(corpus, settings=SETTINGS)
     (corpus / "queue.md").unlink()
     assert counts(await reindex(corpus, settings=SETTINGS)) == (0, 0, 1, 1, 0)
-    assert [document.path for document in await Document.all()] == ["redis/streams.md"]
+    assert await fetch_values("SELECT path FROM documents") == ["redis/streams.md"]
     assert await retrieve("재시도는 세 번", floor=False) == []
 
 
@@ -157,7 +152,7 @@ async def test_what_can_not_be_read_goes_on_serving_in_a_new_generation(
     (corpus / "redis").mkdir()
     write(corpus, "new.md", "# New\n\nAn owl.\n")
     assert counts(await reindex(corpus, settings=settings, full=full)) == (1, 0, 0, 0, 1)
-    assert await Generation.filter(is_current=False).count() == 0
+    assert await count("generations WHERE NOT is_current") == 0
     for question, document in (("XREADGROUP", "redis/streams.md"), ("재시도는 세 번", "queue.md"), ("owl", "new.md")):
         assert [passage.document for passage in await retrieve(question)] == [document]
 
@@ -169,11 +164,11 @@ async def test_what_can_not_be_read_goes_on_serving_in_a_new_generation(
     found = await cuts()
     assert counts(await reindex(corpus, settings=settings, full=True)) == (0, 0, 0, 3, 0)
     assert await cuts() == found
-    assert await Document.filter(error__isnull=False).count() == 0
+    assert await count("documents WHERE error IS NOT NULL") == 0
 
 
-async def cuts() -> list[tuple[Any, ...]]:
-    return await Chunk.all().order_by("document_id", "position").values_list("document_id", "text", "token_count")
+async def cuts() -> list[dict[str, Any]]:
+    return await fetch("SELECT document_id, text, token_count FROM chunks ORDER BY document_id, position")
 
 
 async def test_dead_chunks_of_a_small_corpus_count_for_nothing(corpus: Path) -> None:
@@ -210,7 +205,7 @@ async def test_an_empty_or_missing_corpus_deletes_nothing(corpus: Path, tmp_path
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(CorpusError, match="corpus folder"):
             await reindex(folder, settings=SETTINGS)
-    assert await Document.all().count() == 2
+    assert await count("documents") == 2
 
 
 async def test_a_bad_file_is_reported_and_the_rest_is_indexed(corpus: Path) -> None:
@@ -219,18 +214,18 @@ async def test_a_bad_file_is_reported_and_the_rest_is_indexed(corpus: Path) -> N
     assert counts(done) == (2, 0, 0, 0, 1)
     assert [failure.path for failure in done.failures] == ["bad.md"]
     assert [(failure.path, "UTF-8" in failure.reason) for failure in done.result.failures] == [("bad.md", True)]
-    assert "UTF-8" in str((await Document.get(path="bad.md")).error)
+    assert "UTF-8" in (await fetch_one("SELECT error FROM documents WHERE path = 'bad.md'"))["error"]
     write(corpus, "bad.md", "good now\n")
     assert counts(await reindex(corpus, settings=SETTINGS)) == (1, 0, 0, 2, 0)
-    assert (await Document.get(path="bad.md")).error is None
+    assert (await fetch_one("SELECT error FROM documents WHERE path = 'bad.md'"))["error"] is None
 
 
 async def test_full_writes_everything_again(corpus: Path) -> None:
     await reindex(corpus, settings=SETTINGS)
     done = await reindex(corpus, settings=SETTINGS, full=True)
     assert done.result.chunks == 3
-    assert await rows("chunks") == 3
-    assert await rows("generations") == 1
+    assert await count("chunks") == 3
+    assert await count("generations") == 1
     assert counts(await reindex(corpus, settings=SETTINGS)) == (0, 0, 0, 2, 0)
 
 
@@ -239,7 +234,7 @@ async def test_other_chunk_settings_cut_everything_again(corpus: Path) -> None:
     first = await reindex(corpus, settings=SETTINGS)
     second = await reindex(corpus, settings=OTHER_SETTINGS)
     assert 3 < second.result.chunks < first.result.chunks
-    assert await rows("chunks") == second.result.chunks
+    assert await count("chunks") == second.result.chunks
 
 
 async def test_queries_are_never_empty_and_never_mixed_while_other_settings_are_built(corpus: Path) -> None:
@@ -252,8 +247,8 @@ async def test_queries_are_never_empty_and_never_mixed_while_other_settings_are_
     async def ask() -> None:
         found = await retrieve("작업을 순서대로", top_k=20)
         assert found
-        rows = await Chunk.filter(id__in=[passage.chunk_id for passage in found]).values("generation_id")
-        generations.append({row["generation_id"] for row in rows})
+        ids = [passage.chunk_id for passage in found]
+        generations.append(set(await fetch_values("SELECT generation_id FROM chunks WHERE id = ANY($1)", ids)))
 
     await ask()
     building = asyncio.create_task(reindex(corpus, settings=OTHER_SETTINGS))
@@ -271,18 +266,18 @@ async def test_an_old_file_is_known_by_its_stamp_and_a_fresh_one_by_its_content(
     corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await reindex(corpus, settings=SETTINGS)
-    assert {document.stamp for document in await Document.all()} == {""}
+    assert set(await fetch_values("SELECT stamp FROM documents")) == {""}
     monkeypatch.setattr("rag.index.document_rows._FRESH_NS", 0)
     await reindex(corpus, settings=SETTINGS)
-    assert "" not in {document.stamp for document in await Document.all()}
-    await Document.all().update(content_hash="not looked at")
+    assert "" not in set(await fetch_values("SELECT stamp FROM documents"))
+    await fetch("UPDATE documents SET content_hash = 'not looked at'")
     assert counts(await reindex(corpus, settings=SETTINGS)) == (0, 0, 0, 2, 0)
 
 
 async def test_an_interrupted_rebuild_goes_on_where_it_stopped(corpus: Path) -> None:
     write(corpus, "big.md", "# 큰 문서\n\n" + "큐는 작업을 순서대로 처리한다. " * 40_000)
     await reindex(corpus, settings=SETTINGS)
-    before = await rows("chunks")
+    before = await count("chunks")
 
     def stop(done: int, total: int, chunks: int) -> None:
         if done == 1:
@@ -290,11 +285,11 @@ async def test_an_interrupted_rebuild_goes_on_where_it_stopped(corpus: Path) -> 
 
     with pytest.raises(InterruptedError):
         await reindex(corpus, settings=OTHER_SETTINGS, on_progress=stop)
-    assert await rows("chunks") > before
+    assert await count("chunks") > before
     assert (await retrieve("XREADGROUP"))[0].document == "redis/streams.md"
     done = await reindex(corpus, settings=OTHER_SETTINGS)
     assert done.result.chunks == 3
-    assert await rows("generations") == 1
+    assert await count("generations") == 1
 
 
 async def test_how_far_a_run_is_can_be_read_while_it_works(corpus: Path) -> None:
@@ -318,7 +313,7 @@ async def test_how_far_a_run_is_can_be_read_while_it_works(corpus: Path) -> None
     last = await read_progress()
     assert last is not None
     assert (last.documents_done, last.documents_total, last.is_running, last.error) == (5, 5, False, None)
-    assert last.chunks == await rows("chunks")
+    assert last.chunks == await count("chunks")
 
 
 async def test_a_run_that_another_has_taken_over_writes_nothing_more(corpus: Path) -> None:
@@ -327,7 +322,7 @@ async def test_a_run_that_another_has_taken_over_writes_nothing_more(corpus: Pat
     taken_over: list[asyncio.Task[int]] = []
 
     async def take_over() -> int:
-        return await ReindexRun.all().update(ended_at=datetime.now(UTC))
+        return len(await fetch("UPDATE reindex_runs SET ended_at = now() RETURNING id"))
 
     def at_the_first(done: int, total: int, chunks: int) -> None:
         if done == 1:
@@ -336,16 +331,16 @@ async def test_a_run_that_another_has_taken_over_writes_nothing_more(corpus: Pat
     with pytest.raises(ReindexRunning):
         await reindex(corpus, settings=SETTINGS, on_progress=at_the_first)
     assert await taken_over[0] == 1
-    assert await Document.all().count() < 4
+    assert await count("documents") < 4
 
 
 async def test_a_run_whose_process_died_is_not_running(corpus: Path) -> None:
-    await ReindexRun.create(documents_total=9)
+    await fetch("INSERT INTO reindex_runs (documents_total) VALUES (9)")
     progress = await read_progress()
     assert progress is not None
     assert not progress.is_running
     await reindex(corpus, settings=SETTINGS)
-    assert [run.error for run in await ReindexRun.all().order_by("id")] == ["its process died", None]
+    assert await fetch_values("SELECT error FROM reindex_runs ORDER BY id") == ["its process died", None]
 
 
 async def test_a_preview_says_what_a_run_does_and_writes_nothing(corpus: Path) -> None:
@@ -387,11 +382,12 @@ async def database_rows() -> list[list[dict[str, object]]]:
 async def test_without_a_model_the_encoding_of_the_index_is_kept(corpus: Path) -> None:
     await reindex(corpus, settings=ChunkSettings(64, 12, "gpt-4"))  # cl100k_base
     assert counts(await reindex(corpus, settings=ChunkSettings(64, 12, ""))) == (0, 0, 0, 2, 0)
-    assert await rows("generations") == 1
+    assert await count("generations") == 1
     write(corpus, "new.md", "새로운 문서입니다.\n")
     await reindex(corpus, settings=ChunkSettings(64, 12, ""))
-    chunk = await Chunk.get(document__path="new.md")
-    assert chunk.token_count == TokenCounter("gpt-4").count(chunk.text) != TokenCounter("gpt-4o").count(chunk.text)
+    chunk = await fetch_one(f"SELECT text, token_count {OF_DOCUMENT}", "new.md")
+    text = chunk["text"]
+    assert chunk["token_count"] == TokenCounter("gpt-4").count(text) != TokenCounter("gpt-4o").count(text)
 
 
 async def test_files_over_the_size_limit_and_those_ignored_are_left_out(corpus: Path) -> None:
@@ -415,14 +411,14 @@ async def test_of_two_reindexes_at_once_one_says_that_the_other_works(corpus: Pa
     )
     assert sorted(type(outcome).__name__ for outcome in outcomes) == ["ReindexRunning", "Reindexed"]
     assert any(isinstance(outcome, ReindexRunning) for outcome in outcomes)
-    assert await rows("chunks") == 3
+    assert await count("chunks") == 3
 
 
 async def test_many_small_changes_leave_few_segments_and_the_same_answers(corpus: Path) -> None:
     for number in range(MOST_SEGMENTS + 3):
         write(corpus, f"note-{number}.md", f"# Note {number}\n\nThe lease of worker{number} expires.\n")
         await reindex(corpus, settings=SETTINGS)
-    assert await rows("segments") <= MOST_SEGMENTS
+    assert await count("segments") <= MOST_SEGMENTS
     ranking = [(passage.document, round(passage.score, 6)) for passage in await retrieve("lease of worker7", top_k=20)]
     await reindex(corpus, settings=SETTINGS, full=True)
     again = [(passage.document, round(passage.score, 6)) for passage in await retrieve("lease of worker7", top_k=20)]
@@ -435,7 +431,7 @@ async def test_a_large_file_is_one_document(corpus: Path) -> None:
     write(corpus, "large.md", sentence * 60_000)
     done = await reindex(corpus, settings=ChunkSettings(400, 60, "gpt-4o"))
     assert done.result.added == 3
-    assert await Chunk.filter(document__path="large.md").count() > 1000
+    assert len(await fetch(f"SELECT chunks.id {OF_DOCUMENT}", "large.md")) > 1000
 
 
 @pytest.mark.parametrize("name", ["0.md", "z.md"])

@@ -17,7 +17,6 @@ from typing import Final
 import asyncpg
 import pytest
 
-from models import Generation
 from models.database import connect
 from rag.corpus.chunk import ChunkSettings
 from rag.corpus.read import UnreadableFileError
@@ -28,6 +27,7 @@ from rag.index.prepared import Draft, Known, prepare
 from rag.index.reindex import reindex
 from rag.search.retrieve import retrieve
 from tests.cli.test_cli import ROOT, environment, protostar
+from tests.support.rows import fetch_values
 from tests.support.stack_under_test import until
 
 SETTINGS: Final = ChunkSettings(400, 60, "gpt-4o")
@@ -210,11 +210,11 @@ def corpus(database_url: str, tmp_path: Path) -> Path:
 
 async def check_old_index_serves_and_the_next_run_goes_on(database_url: str, corpus: Path) -> None:
     async with connect(database_url):
-        [serving] = await Generation.filter(is_current=True)
+        [serving] = await fetch_values("SELECT id FROM generations WHERE is_current")
         assert len(await retrieve("작업을 순서대로")) == 1
         result = protostar("reindex", "--full", "--json", DATABASE_URL=database_url, PROTOSTAR_CORPUS_DIR=str(corpus))
         assert json.loads(result.stdout)["failed"] == 0
-        assert serving.id not in [generation.id for generation in await Generation.all()]
+        assert serving not in await fetch_values("SELECT id FROM generations")
 
 
 async def test_a_run_whose_child_is_killed_fails_in_one_line(database_url: str, corpus: Path) -> None:

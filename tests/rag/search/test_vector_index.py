@@ -45,13 +45,10 @@ async def make_generation() -> int:
     """An empty generation that serves, with a document."""
     await run("UPDATE generations SET is_current = FALSE")
     made = await run(
-        "INSERT INTO generations (settings, is_current, embedding_model, has_vectors, created_at) "
-        "VALUES ('', TRUE, 'model', TRUE, now()) RETURNING id"
+        "INSERT INTO generations (settings, is_current, embedding_model, has_vectors) "
+        "VALUES ('', TRUE, 'model', TRUE) RETURNING id"
     )
-    await run(
-        "INSERT INTO documents (path, stamp, title, date, tags, size_bytes, created_at) "
-        "VALUES ('a.md', '', '', '', '[]', 0, now()) ON CONFLICT DO NOTHING"
-    )
+    await run("INSERT INTO documents (path) VALUES ('a.md') ON CONFLICT DO NOTHING")
     return int(made[0]["id"])
 
 
