@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Final, Literal, Self, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-_QUOTING = "; write / @ and : in a password as %2F, %40 and %3A"
+from protostar.settings_problems import problems
+from protostar.urls import QUOTING, problem_of_base_url, with_scheme
+
 SHIPPED_PROMPTS_DIR = Path(__file__).resolve().parent.parent / "rag" / "prompt" / "shipped"
 
+REINDEX_MINUTES: Final = tuple(n for n in range(1441) if n == 0 or 60 % n == 0 or (n % 60 == 0 and 1440 % n == 0))
+"""The intervals that ARQ's cron can keep: a whole part of an hour, or whole hours that are a part of a day."""
 
 JobClass = Literal["chat", "summary", "reindex"]
 ProviderName = Literal["openai", "openrouter"]
@@ -53,9 +59,9 @@ class RedisSettings(_Environment):
     @field_validator("redis_url")
     @classmethod
     def _redis_scheme(cls, value: SecretStr) -> SecretStr:
-        url = urlsplit(_with_scheme(value, {"redis", "rediss", "unix"}).get_secret_value())
+        url = urlsplit(with_scheme(value, {"redis", "rediss", "unix"}).get_secret_value())
         if url.scheme != "unix" and not re.fullmatch(r"(/\d*)?", url.path):
-            raise ValueError("names its database not by a number, as in redis://localhost:6379/0" + _QUOTING)
+            raise ValueError("does not name its database by a number; write it as redis://localhost:6379/0" + QUOTING)
         return value
 
 
@@ -67,7 +73,7 @@ class DatabaseSettings(_Environment):
     @field_validator("database_url")
     @classmethod
     def _database_scheme(cls, value: SecretStr) -> SecretStr:
-        return _with_scheme(value, {"postgres", "postgresql"})
+        return with_scheme(value, {"postgres", "postgresql"})
 
 
 class ChunkingSettings(_Environment):
@@ -104,7 +110,7 @@ class CorpusSettings(DatabaseSettings, ChunkingSettings):
     @field_validator("openai_base_url", "openrouter_base_url")
     @classmethod
     def _base_url(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and (problem := _problem_of_base_url(value.get_secret_value())):
+        if value is not None and (problem := problem_of_base_url(value.get_secret_value())):
             raise ValueError(problem)
         return value
 
@@ -114,8 +120,8 @@ class CorpusSettings(DatabaseSettings, ChunkingSettings):
         key = value.get_secret_value() if value is not None else ""
         if not key.isascii() or not key.isprintable() or key != key.strip():
             raise ValueError(
-                "holds what no HTTP header can: a line's end, a character that is not ASCII, or a space at an end; "
-                "copy it anew"
+                "cannot be sent in an HTTP header: it holds a line break, a character that is not ASCII, or a space at "
+                "one end; copy it again"
             )
         return value
 
@@ -139,7 +145,7 @@ class Settings(CorpusSettings, RedisSettings):
     context_window: int = Field(8192, ge=256, le=100_000_000)
     max_output_tokens: int = Field(1024, ge=1)
 
-    reindex_minutes: int = Field(10, ge=0, le=1440)
+    reindex_minutes: int = 10
     fan_out_mb: float = Field(64, ge=0, le=1_048_576, allow_inf_nan=False)
     prompts_dir: Path = SHIPPED_PROMPTS_DIR
 
@@ -172,11 +178,19 @@ class Settings(CorpusSettings, RedisSettings):
     def _split_commas(cls, value: object) -> object:
         return _split_at_commas(value)
 
+    @field_validator("reindex_minutes")
+    @classmethod
+    def _divides_the_day(cls, value: int) -> int:
+        if value not in REINDEX_MINUTES:
+            allowed = ", ".join(map(str, REINDEX_MINUTES))
+            raise ValueError(f"does not divide an hour or a day evenly; use one of {allowed} (0 is never)")
+        return value
+
     @field_validator("serve")
     @classmethod
     def _serves_something(cls, value: tuple[JobClass, ...]) -> tuple[JobClass, ...]:
         if not value:
-            raise ValueError(f"names no class of jobs; name one or more of {', '.join(get_args(JobClass))}")
+            raise ValueError(f"does not name a class of jobs; name one or more of {', '.join(get_args(JobClass))}")
         return value
 
     def _conflicts(self) -> Iterator[str]:
@@ -220,36 +234,6 @@ def _split_at_commas(value: object) -> object:
     return value
 
 
-def _with_scheme(url: SecretStr, schemes: set[str]) -> SecretStr:
-    scheme = urlsplit(url.get_secret_value()).scheme
-    if scheme not in schemes:
-        raise ValueError(f"starts with {scheme or 'no scheme'!r}; use one of {', '.join(sorted(schemes))}")
-    try:
-        _ = urlsplit(url.get_secret_value()).port
-    except ValueError:  # its message would quote what may be half a password
-        raise ValueError("has a port that is no number" + _QUOTING) from None
-    return url
-
-
-def _problem_of_base_url(text: str) -> str | None:
-    """What is wrong with a provider's base URL, in words that quote nothing of it: it may hold a secret."""
-    if not text.isprintable() or " " in text:
-        return "holds a space or a line's end; write it without"
-    try:
-        url = urlsplit(text)
-    except ValueError:  # a host in brackets that is no address, or characters that no host has
-        return "is no URL; write it as https://host/v1"
-    if url.scheme not in ("http", "https"):
-        return "starts with neither http:// nor https://; write it as https://host/v1"
-    if url.username is not None or url.password is not None:
-        return "holds a user or a password; leave them out, the API key has a variable of its own"
-    try:
-        _ = url.port
-    except ValueError:
-        return "has a port that is no number up to 65535"
-    return None if url.hostname else "names no host; write it as https://host/v1"
-
-
 S = TypeVar("S", bound=_Environment)
 
 
@@ -271,62 +255,37 @@ def load(kind: type[S]) -> S:
     try:
         return kind()
     except ValidationError as error:
-        raise SettingsError(_problems(error)[0][1]) from None
+        raise SettingsError(problems(error, kind)[0][1]) from None
 
 
 @dataclass(frozen=True, slots=True)
-class Examined:
-    """An environment in which anything may be wrong.
+class UnknownVariable:
+    """A variable that looks like a setting and that nothing reads."""
 
-    `settings` has defaults where variables are `wrong`, and may not be consistent; `problems` names all there are, a
-    line each.
-    """
+    name: str
+    nearest: str
+    """The most similar setting; empty where none is similar."""
 
-    settings: Settings
-    wrong: frozenset[str]
-    problems: tuple[str, ...]
-
-
-def examine() -> Examined:
-    """Read everything the environment decides, to look around with, however much of it is wrong."""
-    found: dict[str, str] = {}
-    while True:
-        try:
-            settings = _Lenient(**{_key(variable): _stand_in(variable) for variable in found})
-            break
-        except ValidationError as error:
-            found |= dict(_problems(error))
-    # What conflicts with a default that stands in for a wrong value is no news.
-    conflicts = [line for line in Settings._conflicts(settings) if not any(variable in line for variable in found)]
-    return Examined(settings, frozenset(found), (*found.values(), *conflicts))
+    @property
+    def advice(self) -> str:
+        """What to do about it."""
+        return f"did you mean {self.nearest}?" if self.nearest else "it has no effect; remove it"
 
 
-class _Lenient(Settings):
-    def _conflicts(self) -> Iterator[str]:
-        yield from ()
-
-
-def _key(variable: str) -> str:
-    return variable.removeprefix("PROTOSTAR_").lower() if variable.startswith("PROTOSTAR_") else variable
-
-
-def _stand_in(variable: str) -> Any:
-    fields = Settings.model_fields
-    named = (field for name, field in fields.items() if _key(variable) in (name, field.validation_alias))
-    return next(("unknown" if field.is_required() else field.default for field in named), None)
-
-
-def _problems(error: ValidationError) -> list[tuple[str, str]]:
-    """The variables that are wrong and a line on each; no name where some don't go together."""
-    found: list[tuple[str, str]] = []
-    for problem in error.errors(include_url=False, include_input=False):
-        message = problem["msg"].removeprefix("Value error, ")
-        if not problem["loc"]:
-            found += [("", line) for line in message.splitlines()]
-            continue
-        name = str(problem["loc"][0])
-        variable = name if name.isupper() else f"PROTOSTAR_{name.upper()}"
-        is_missing = problem["type"] == "missing"
-        said = "is not set; set it (the README lists every variable)" if is_missing else f"is wrong: {message}"
-        found.append((variable, f"{variable} {said}"))
+def unknown_variables() -> list[UnknownVariable]:
+    """Find variables that begin like ours and are not settings, with the most similar setting."""
+    known = [name.upper() for name, field in Settings.model_fields.items() if not field.validation_alias]
+    found = []
+    for variable, value in sorted(os.environ.items()):
+        name = variable.upper().removeprefix("PROTOSTAR_")
+        if name != variable.upper() and name not in known and not _of_kubernetes(name, value):
+            nearest = get_close_matches(name, known, n=1)
+            found.append(UnknownVariable(variable, f"PROTOSTAR_{nearest[0]}" if nearest else ""))
     return found
+
+
+def _of_kubernetes(name: str, value: str) -> bool:
+    """Whether Kubernetes has set a variable for a service whose name begins with ours."""
+    return bool(re.search(r"(^|_)SERVICE_(HOST|PORT(_\w+)?)$|(^|_)PORT_\d+_\w+$", name)) or (
+        name.endswith("PORT") and "://" in value
+    )

@@ -13,7 +13,7 @@ from arq.connections import ArqRedis
 from tortoise.backends.base.client import BaseDBAsyncClient
 
 from models.database import DatabaseError, connect
-from protostar.settings import Settings
+from protostar.settings import Settings, unknown_variables
 from rag.corpus.tokens import TokenCounter
 from rag.prompt.budget import Count
 from rag.prompt.modes import Prompts, PromptsError, load_prompts
@@ -49,6 +49,8 @@ async def start(settings: Settings, ctx: dict[Any, Any]) -> None:
         StartupError: a setting is wrong, or PostgreSQL cannot be used.
     """
     configure(settings.log_format, settings.log_level)
+    for unknown in unknown_variables():
+        logger.warning("setting_unknown", variable=unknown.name, hint=unknown.advice)
     async with AsyncExitStack() as stack:
         if settings.otlp_endpoint is not None:
             stack.push_async_callback(start_tracing(ctx["queue"].owner))

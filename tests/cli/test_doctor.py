@@ -20,9 +20,10 @@ import redis
 from protostar_client import keys
 
 from models.database import connect
+from protostar.cli.checks.environment import examine
 from protostar.cli.checks.finding import Finding
 from protostar.cli.checks.run import CHECKS, diagnose
-from protostar.settings import CorpusSettings, examine, load
+from protostar.settings import CorpusSettings, load
 from rag.corpus.chunk import ChunkSettings
 from rag.index.reindex import reindex
 from rag.providers import ProviderError

@@ -11,9 +11,10 @@ import asyncpg
 from redis.exceptions import RedisError
 
 from protostar.cli.checks import corpus, models, servers, workers
-from protostar.cli.checks.finding import Away, Finding, ok, problem, skipped, told
+from protostar.cli.checks.environment import examine
+from protostar.cli.checks.finding import Away, Finding, note, ok, problem, skipped, told
 from protostar.cli.checks.site import Site
-from protostar.settings import examine
+from protostar.settings import unknown_variables
 
 Found = Finding | list[Finding]
 
@@ -34,7 +35,8 @@ class Check:
 
 async def _settings(site: Site) -> Found:
     wrong = [problem("settings", *told(line, otherwise="correct it")) for line in site.problems]
-    return wrong or ok("settings", "every variable is right")
+    unknown = [note("settings", f"{found.name} is not a setting", found.advice) for found in unknown_variables()]
+    return [*wrong, *unknown] or ok("settings", "every variable is right")
 
 
 CHECKS: Final = (

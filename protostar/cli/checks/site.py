@@ -13,8 +13,9 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError,
 from tortoise.backends.base.client import BaseDBAsyncClient
 
 from models.database import DatabaseError, connect, pending_migrations
+from protostar.cli.checks.environment import Examined
 from protostar.cli.checks.finding import Away, told
-from protostar.settings import Examined, Settings
+from protostar.settings import Settings
 from rag.corpus.walk import IGNORED, CorpusError, Walk, walk
 from tasks.monitoring.status import Status, read_status
 from tasks.monitoring.store_status import StoreStatus, read_store
