@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from tortoise import Tortoise
 from tortoise.backends.base.client import BaseDBAsyncClient
 
 from models import Message, MessageRole, MessageStatus, PromptText
@@ -18,6 +19,13 @@ from rag.providers import ChatMessage
 _STORE: Final = """
 INSERT INTO prompt_texts (hash, text) SELECT * FROM unnest($1::varchar[], $2::text[]) AS t (hash, text) ORDER BY hash
 ON CONFLICT (hash) DO NOTHING
+"""
+
+
+_TAG_CODE: Final = """
+SELECT prompt ->> 'tag_code' AS tag_code FROM messages
+WHERE (session_id, id) > ($1::bigint, 0) AND (session_id, id) < ($1::bigint, $2::bigint) AND prompt IS NOT NULL
+ORDER BY session_id DESC, id DESC LIMIT 1
 """
 
 
@@ -74,6 +82,15 @@ class SentPrompt:
     version: str
     parameters: dict[str, Any]
     messages: list[ChatMessage]
+
+
+async def session_tag_code(session_id: int, *, before: int) -> str | None:
+    """Read the tag code of a session: that of the newest prompt before a message; None where there is no prompt yet.
+
+    Prompts of one session have one code, so that a provider can cache what they begin with.
+    """
+    rows = await Tortoise.get_connection("default").execute_query_dict(_TAG_CODE, [session_id, before])
+    return rows[0]["tag_code"] if rows else None
 
 
 async def load_prompt(job_id: str) -> SentPrompt:

@@ -22,7 +22,7 @@ from tasks.context import Tools
 from tasks.monitoring import metrics
 from tasks.monitoring.steps import step
 from tasks.turn.open import Turn, load_history
-from tasks.turn.prompt_record import Recipe
+from tasks.turn.prompt_record import Recipe, session_tag_code
 
 logger = structlog.stdlib.get_logger("protostar.prompt")
 
@@ -39,6 +39,8 @@ class Material:
     persona: str
     history: History
     passages: Sequence[Passage]
+    tag_code: str | None
+    """The code of the session's prompt tags; None draws one."""
 
 
 async def gather(tools: Tools, turn: Turn, persona: str) -> Material:
@@ -46,13 +48,14 @@ async def gather(tools: Tools, turn: Turn, persona: str) -> Material:
     request = turn.request
     turn.provider, turn.model = tools.provider.name, tools.settings.chat_model
     history = await load_history(turn)
+    tag_code = await session_tag_code(turn.question.session.id, before=turn.question.id)
     passages: list[Passage] = []
     if request.mode != PAGE_CONTEXT:
         asked = [earlier.question for earlier in history.turns]
         with step("retrieve"):
             passages = await retrieve(request.content, history=asked, embedder=tools.embedder)
             passages = await with_neighbours(passages, _room(tools, turn, persona))
-    return Material(persona, history, passages)
+    return Material(persona, history, passages, tag_code)
 
 
 def _room(tools: Tools, turn: Turn, persona: str) -> int:
@@ -143,6 +146,7 @@ async def _make(tools: Tools, turn: Turn, material: Material, context_window: in
         context_window=context_window,
         max_output_tokens=settings.max_output_tokens,
         count=turn.count,
+        tag_code=material.tag_code,
     )
     is_quick = context_window <= QUICK_WINDOW and len(request.context) + len(request.content) <= QUICK_CHARACTERS
     with step("prompt"):
