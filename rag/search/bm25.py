@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -84,11 +85,7 @@ class Found:
 
         Question words and phrases of politeness have no share.
         """
-        held = {term: _holds(row.places, places) for term, row in self._postings.rows.items() if len(row.places)}
-        words = self._content
-        weights = self._weights(words)
-        found = [weight * _coverage(word, held, len(places)) for word, weight in zip(words, weights, strict=True)]
-        shares = sum(found, np.zeros(len(places))) / max(sum(weights), 1e-9)
+        shares = _shares(self._content, self._weights(self._content), self._postings, places)
         return shares, self._scores[places] * (1 + self._query.coverage * shares)
 
     def _weights(self, words: Sequence[Word]) -> list[float]:
@@ -119,18 +116,37 @@ class Found:
         return len(self._postings.rows[term].places) > 0
 
 
-def _coverage(word: Word, held: Mapping[str, npt.NDArray[np.bool_]], size: int) -> Shares:
+def _shares(words: Sequence[Word], weights: Sequence[float], postings: Postings, places: Places) -> Shares:
+    """Of each place, the share of all words that is there, by their weights."""
+    known: dict[str, int] = {}
+    for term in {term for word in words for term in (*word.terms, *chain.from_iterable(word.alternatives))}:
+        if len(postings.rows[term].places):
+            known[term] = len(known)
+    held = np.array([_holds(postings.rows[term].places, places) for term in known], dtype=np.float32)
+    total = np.zeros(len(places))
+    for word, weight in zip(words, weights, strict=True):
+        units = [[known[term] for term in unit if term in known] for unit in word.units]
+        total += weight * _coverage(units, list(_places_of(word.alternatives, known)), held, len(places))
+    return total / max(sum(weights), 1e-9)
+
+
+def _places_of(alternatives: Sequence[frozenset[str]], known: Mapping[str, int]) -> Iterable[list[int]]:
+    """The rows of the alternatives all of whose terms the corpus has."""
+    return ([known[term] for term in other] for other in alternatives if all(term in known for term in other))
+
+
+def _coverage(units: Sequence[Sequence[int]], alternatives: Sequence[Sequence[int]], held: Shares, size: int) -> Shares:
     """Of each place, the share of a word that is there: its parts, or another spelling of it."""
-    nowhere = np.zeros(size, dtype=np.bool_)
-    covered = np.zeros(size)
-    for unit in word.units:
-        covered += np.any([held.get(term, nowhere) for term in unit], axis=0)
-    share = covered / max(len(word.units), 1)
-    if len(word.units) < _LONG_WORD:
+    share = np.zeros(size)
+    for rows in units:
+        if rows:
+            share += held[rows[0]] if len(rows) == 1 else np.maximum(held[rows[0]], held[rows[1]])
+    share /= max(len(units), 1)
+    if len(units) < _LONG_WORD:
         # Less than half of a short word is there by chance.
-        share = np.where(share >= _HALF, share, share * _HALF)
-    for other in word.alternatives:
-        share = np.maximum(share, _ALTERNATIVE_SHARE * np.all([held.get(term, nowhere) for term in other], axis=0))
+        share[share < _HALF] *= _HALF
+    for rows in alternatives:
+        share = np.maximum(share, _ALTERNATIVE_SHARE * held[rows].min(axis=0))
     return share
 
 

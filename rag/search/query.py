@@ -7,9 +7,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Final
 
-from rag.analysis.loan_words import HANGUL_SOUND, LATIN_SOUND, SHORT_LOAN_WORDS, latin_sounds, sound_of_hangul
+from rag.analysis.loan_words import (
+    HANGUL_SOUND,
+    LATIN_SOUND,
+    SHORT_LOAN_WORDS,
+    latin_sounds,
+    may_be_loan_word,
+    sound_of_hangul,
+)
 from rag.analysis.morphemes import morphemes
-from rag.analysis.particles import Tail, unspaced_words, word_parts
+from rag.analysis.particles import WEAK_WORDS, Tail, unspaced_words, word_parts
 from rag.analysis.synonyms import NO_SYNONYMS, Synonyms
 from rag.analysis.terms import RUNS, fold, terms, terms_of_run
 
@@ -32,6 +39,7 @@ _HANGUL = re.compile("[가-힣]")
 _CODE_LETTERS: Final = 8
 _SOUNDS: Final = (HANGUL_SOUND, LATIN_SOUND)
 _SINGLE_SYLLABLE: Final = 0.7
+_BARE_NUMBER: Final = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +154,8 @@ def _words_of(text: str, synonyms: Synonyms) -> Iterable[Word]:
 
 
 def _beside(left: re.Match[str] | None, right: re.Match[str] | None) -> str:
-    """The syllables on both sides of a single space: the space may be one too many."""
-    if left is None or right is None or right.start() - left.end() != 1:
+    """The syllables on both sides of a space that may be one too many: it sets off a single syllable."""
+    if left is None or right is None or right.start() - left.end() != 1 or min(len(left[0]), len(right[0])) > 1:
         return ""
     bridge = left[0][-1] + right[0][0]
     return bridge if _HANGUL.fullmatch(bridge[0]) and _HANGUL.fullmatch(bridge[1]) else ""
@@ -195,19 +203,23 @@ def _units(core: str, before: str, after: str) -> tuple[frozenset[str], ...]:
 
 def _other_word(run: str, found: Sequence[str], synonyms: Synonyms) -> Iterable[Word]:
     own = [term for term in found if term[0] not in _SOUNDS]
+    if run.lower() in WEAK_WORDS:
+        yield Word(run, WEAK_WEIGHT, (frozenset(own),))
+        return
     alternatives = _other_spellings(run.lower(), synonyms)
     if len(own) > 1:
         # An identifier: it is there as a whole, or its parts are.
         yield Word(run, 1.0, (frozenset(own[:1]),), (frozenset(own[1:]), *alternatives))
     else:
-        yield Word(run, 1.0, (frozenset(own),), alternatives)
+        yield Word(run, _BARE_NUMBER if run.isdigit() else 1.0, (frozenset(own),), alternatives)
 
 
 def _other_spellings(word: str, synonyms: Synonyms) -> tuple[frozenset[str], ...]:
     spellings = [*_LOAN_WORDS.get(word, ()), *synonyms.of(word)]
     found = [frozenset(terms(spelling)) for spelling in spellings]
     if _HANGUL.match(word):
-        sounds = [LATIN_SOUND + sound for sound in (sound_of_hangul(word),) if sound]
+        sound = sound_of_hangul(word) if may_be_loan_word(word) else ""
+        sounds = [LATIN_SOUND + sound] if sound else []
     else:
         sounds = [HANGUL_SOUND + sound for sound in latin_sounds(word)]
     return tuple(filter(None, [*found, *(frozenset((sound,)) for sound in sounds)]))
