@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final, cast
 
 import arq.worker
 import uvloop
-from arq import cron, func
+from arq import func
 from arq.connections import RedisSettings
-from arq.cron import CronJob
 from arq.typing import WorkerCoroutine
 from protostar_client.codec import dump_json, load_json
 from protostar_client.contract import (
@@ -24,7 +22,7 @@ from protostar_client.contract import (
 
 import protostar.collisions  # noqa: F401  (before our packages: ends where another project's would be imported)
 from models.database import tortoise_config
-from protostar.settings import JobClass, SettingsError, load_settings
+from protostar.settings import SettingsError, load_settings
 from tasks.context import about_worker
 from tasks.engine.worker import Worker
 from tasks.generate_chat import generate_chat
@@ -34,6 +32,7 @@ from tasks.read_history import read_history
 from tasks.reindex_corpus import reindex_corpus
 from tasks.retry_policy import MAX_TRIES, ChatRetryPolicy
 from tasks.roll_up_session import roll_up_session
+from tasks.schedule import CLASSES, REINDEX_TIMEOUT_S, reindex_schedule, slots_served
 from tasks.startup import start, stop
 from tasks.summarize_message import summarize_message
 from tasks.turn.endings import tell_failure
@@ -55,33 +54,6 @@ def _as_job(function: Any) -> WorkerCoroutine:
     return cast(WorkerCoroutine, function)
 
 
-def reindex_schedule(every_minutes: int) -> list[CronJob]:
-    """Cron jobs that reindex at start and then at every whole `every_minutes` of the clock; 0 is never."""
-    if every_minutes == 0:
-        return []
-    minutes = set(range(0, 60, every_minutes)) if every_minutes < 60 else {0}
-    hours = set(range(0, 24, -(-every_minutes // 60))) if every_minutes >= 60 else None
-    return [
-        cron(
-            _as_job(reindex_corpus),
-            hour=hours,
-            minute=minutes,
-            run_at_startup=True,
-            timeout=REINDEX_TIMEOUT_S,
-            max_tries=MAX_TRIES,
-        )
-    ]
-
-
-def slots_served(max_jobs: int, serve: Sequence[JobClass]) -> dict[str, int]:
-    """Slots of each class; none for a class that other workers serve."""
-    slots: dict[JobClass, int] = {"chat": max_jobs, "summary": max(1, max_jobs // 4), "reindex": 1}
-    return {name: count if name in serve else 0 for name, count in slots.items()}
-
-
-REINDEX_TIMEOUT_S: Final = 3600
-
-
 class WorkerSettings:
     """Bare, as ARQ reads it."""
 
@@ -95,15 +67,7 @@ class WorkerSettings:
         func(_as_job(read_history), name=READ_HISTORY),
     ]
     cron_jobs = reindex_schedule(SETTINGS.reindex_minutes)
-    # A share of slots each, so that none of them starves another.
-    classes = {
-        GENERATE_CHAT: "chat",
-        SUMMARIZE_MESSAGE: "summary",
-        ROLL_UP_SESSION: "summary",
-        REINDEX_CORPUS: "reindex",
-        INDEX_DOCUMENTS: "reindex",
-        f"cron:{reindex_corpus.__qualname__}": "reindex",
-    }
+    classes = CLASSES
     slots = slots_served(SETTINGS.max_jobs, SETTINGS.serve)
     turn_function = GENERATE_CHAT
     redis_settings = RedisSettings.from_dsn(SETTINGS.redis_url.get_secret_value())

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+from typing import Final
 
 import structlog
 from arq.connections import ArqRedis
 from protostar_client import keys
 from protostar_client.contract import ROLL_UP_SESSION, SUMMARIZE_MESSAGE
-from redis.exceptions import RedisError
 from tortoise.backends.base.client import BaseDBAsyncClient
 
 from models import OutboxJob
 from models.transaction import is_transient, transact
+from tasks.engine.queue import enqueue_own
 from tasks.engine.scripts import REDIS_TIMEOUT_S
-from tasks.engine.waiting import wait_for_event
+from tasks.engine.waiting import keep_running, wait_for_event
 
 logger = structlog.stdlib.get_logger("protostar.outbox")
 
@@ -45,17 +45,20 @@ async def add_roll_up_job(session_id: int, until: int | None, connection: BaseDB
 class OutboxRelay:
     """Moves jobs from the outbox to the queue; every worker runs one.
 
-    A row is deleted only after its job is queued: when a worker dies in between, the job is enqueued once
-    more under the same id, which ARQ refuses while it knows the first, and which the job recognises later.
+    A row is deleted only after its job is queued: when a worker dies in between, the relay finds the job in the queue
+    or its result, or enqueues it once more, which the job itself recognises.
     """
 
     def __init__(self, redis: ArqRedis) -> None:
         self._redis = redis
         self._wake = asyncio.Event()
-        self._task = asyncio.create_task(self._run(), name="outbox-relay")
+        kept = keep_running(
+            self._run, logger=logger, event="outbox_failed", again_s=LOOK_EVERY_S, is_expected=is_transient
+        )
+        self._task = asyncio.create_task(kept, name="outbox-relay")
 
     def wake(self) -> None:
-        """Say that a row was committed."""
+        """Look at once: a row was committed."""
         self._wake.set()
 
     async def close(self) -> None:
@@ -64,16 +67,11 @@ class OutboxRelay:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
-        while True:
-            self._wake.clear()
-            try:
-                while await transact(self._relay, retry_for_s=0, longest_pause_s=LONGEST_PAUSE_S) == BATCH:
-                    pass
-            except Exception as error:
-                expected = isinstance(error, RedisError) or is_transient(error)
-                logger.warning("outbox_failed", error=error, exc_info=None if expected else error)
-                await asyncio.sleep(LOOK_EVERY_S)
-            await wait_for_event(self._wake, LOOK_EVERY_S)
+        """Empty the outbox, then wait for the next row."""
+        self._wake.clear()
+        while await transact(self._relay, retry_for_s=0, longest_pause_s=LONGEST_PAUSE_S) == BATCH:
+            pass
+        await wait_for_event(self._wake, LOOK_EVERY_S)
 
     async def _relay(self, connection: BaseDBAsyncClient) -> int:
         """Enqueue the oldest rows that no other relay has in hand; returns how many."""
@@ -82,16 +80,9 @@ class OutboxRelay:
         )
         for row in rows:
             async with asyncio.timeout(REDIS_TIMEOUT_S):
-                await self._enqueue(row)
+                await enqueue_own(self._redis, row.job_id, row.function, row.arguments)
         if rows:
             async with asyncio.timeout(REDIS_TIMEOUT_S):
                 await self._redis.publish(keys.WAKE, "outbox")
             await OutboxJob.filter(id__in=[row.id for row in rows]).using_db(connection).delete()
         return len(rows)
-
-    async def _enqueue(self, row: OutboxJob) -> None:
-        arguments: dict[str, Any] = dict(row.arguments)
-        job = await self._redis.enqueue_job(row.function, _job_id=row.job_id, **arguments)
-        # ARQ returns None for a job that it knows, and also where the connection broke off: then it is nowhere.
-        if job is None and not await self._redis.exists(keys.job(row.job_id), keys.result(row.job_id)):
-            raise ConnectionError(f"{row.job_id} was not enqueued")

@@ -12,6 +12,7 @@ from protostar_client import keys
 from protostar_client.contract import INDEX_DOCUMENTS
 from redis.exceptions import RedisError
 
+from tasks.engine.queue import enqueue_own
 from tasks.engine.scripts import REDIS_TIMEOUT_S
 
 logger = structlog.stdlib.get_logger("protostar.index")
@@ -27,7 +28,7 @@ async def call_helpers(redis: ArqRedis, owner: str, run_id: int, units: int) -> 
             owners = await cast(Awaitable[set[bytes]], redis.smembers(keys.OWNERS))
             others = len(owners - {owner.encode()})
             for number in range(min(others, units - 1)):
-                await redis.enqueue_job(INDEX_DOCUMENTS, _job_id=f"index:{run_id}:{number}", run=run_id)
+                await enqueue_own(redis, f"index:{run_id}:{number}", INDEX_DOCUMENTS, {"run": run_id})
             await redis.publish(keys.WAKE, "index")
     except (RedisError, OSError) as error:  # a TimeoutError is an OSError
         logger.warning("index_helpers_not_called", run=run_id, error=error)

@@ -19,6 +19,7 @@ from protostar_client.contract import (
     HistoryResult,
     InvalidRequest,
     check_job_id,
+    check_turn_id,
 )
 from protostar_client.errors import ConnectionLost, QueueFull, SessionBusy
 from protostar_client.handle import JobHandle
@@ -101,7 +102,7 @@ class ChatClient:
                 "context": context,
             }
         )
-        job_id = uuid4().hex if job_id is None else check_job_id(job_id)
+        job_id = uuid4().hex if job_id is None else check_turn_id(job_id)
         return await self._enqueue(GENERATE_CHAT, job_id, request, on_busy=on_busy)
 
     def handle(self, job_id: str, *, user_uuid: UUID | str) -> JobHandle:

@@ -20,6 +20,8 @@ from pydantic import (
     ValidationError,
 )
 
+from protostar_client import keys
+
 GENERATE_CHAT: Final = "generate_chat"
 SUMMARIZE_MESSAGE: Final = "summarize_message"
 ROLL_UP_SESSION: Final = "roll_up_session"
@@ -121,6 +123,13 @@ def check_job_id(job_id: str) -> str:
         return _JOB_ID.validate_python(job_id)
     except ValidationError as error:
         raise InvalidRequest("job_id", _in_words(error.errors()[0])) from None
+
+
+def check_turn_id(job_id: str) -> str:
+    """As `check_job_id`, for a chat job, which can't have the id of a job of the worker's own."""
+    if job_id.startswith(keys.OWN_JOB_IDS):
+        raise InvalidRequest("job_id", f"begins like a job of the worker's own ({', '.join(keys.OWN_JOB_IDS)})")
+    return check_job_id(job_id)
 
 
 def _in_words(problem: Mapping[str, Any]) -> str:

@@ -12,6 +12,9 @@ RETRY_PREFIX: Final = "arq:retry:"
 LEASE_PREFIX: Final = "arq:in-progress:"
 ABORT: Final = "arq:abort"
 
+# The ids of the worker's own jobs begin so: a chat job can't have such an id.
+OWN_JOB_IDS: Final = ("summary:", "rollup:", "index:", "cron:", "forget:", "history:")
+
 OLDER_QUEUE: Final = "chat:job:queue"
 OLDER_TASK_PREFIX: Final = "chat:task:"
 OLDER_DEAD: Final = "chat:job:dead"

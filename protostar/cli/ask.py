@@ -12,7 +12,7 @@ from uuid import UUID
 
 import typer
 from protostar_client import ChatClient, JobHandle, JobVanished, OnBusy, ProtostarError
-from protostar_client.contract import ChatRequest, check_job_id
+from protostar_client.contract import ChatRequest, check_turn_id
 
 from protostar.cli.support.answer_view import AnswerView, cancel_on_signals
 from protostar.cli.support.errors import INTERRUPTED, CommandError, using_client
@@ -129,7 +129,7 @@ def enqueue(
     session_id = new_session() if session is None else session
     with using_client():
         request = _request(question, user, session_id, mode, read_context(context))
-        job_id = None if job_id is None else check_job_id(job_id)
+        job_id = None if job_id is None else check_turn_id(job_id)
         handle = asyncio.run(_enqueue(load(RedisSettings), _Question(request, job_id, on_busy)))
     if json:
         told = {"job_id": handle.job_id, "created": handle.created}

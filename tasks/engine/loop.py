@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime, timedelta, tzinfo
+from secrets import token_hex
 from typing import Any, Final
 
 import structlog
+from arq.cron import CronJob
+from arq.utils import to_unix_ms
 from protostar_client import keys
 from redis.asyncio import Redis
 
 from tasks.engine.hooks import Observer
-from tasks.engine.queue import Queue
+from tasks.engine.queue import Queue, enqueue_own
 from tasks.engine.running import RunningJobs
 from tasks.engine.scripts import REDIS_TIMEOUT_S
 from tasks.engine.slots import Slots
@@ -24,6 +28,7 @@ logger = structlog.stdlib.get_logger("protostar.worker")
 POLL_S: Final = 0.25  # the longest time a job waits whose producer publishes no wake-up
 TEND_S: Final = 0.5
 RETRY_S: Final = 1.0
+CRON_AHEAD: Final = timedelta(seconds=1)  # a cron job is in the queue by the time it is due
 DRAIN_S: Final = 8.0  # for handing jobs over once the grace time is up
 
 
@@ -35,7 +40,8 @@ class Loop:
         queue: the worker's end of the queue.
         slots: how many jobs run at once.
         observer: informed of takeovers.
-        cron: enqueues cron jobs that are due.
+        cron_jobs: what to enqueue, and when.
+        timezone: whose hours the cron jobs name.
         allow_abort_jobs: whether jobs can be aborted.
         burst_jobs: jobs left to start before the loop ends; None in ordinary service, infinity where it ends with
             the queue.
@@ -48,7 +54,8 @@ class Loop:
         slots: Slots,
         observer: Observer,
         *,
-        cron: Callable[[], Awaitable[None]],
+        cron_jobs: Sequence[CronJob],
+        timezone: tzinfo | None,
         allow_abort_jobs: bool,
         burst_jobs: Callable[[], float | None],
     ) -> None:
@@ -56,7 +63,8 @@ class Loop:
         self._queue = queue
         self._slots = slots
         self._observer = observer
-        self._cron = cron
+        self._cron_jobs = cron_jobs
+        self._timezone = timezone
         self._allow_abort_jobs = allow_abort_jobs
         self._burst_jobs = burst_jobs
         self._wake = asyncio.Event()
@@ -174,8 +182,25 @@ class Loop:
                 for claim in queued:
                     running.start(claim, ctx, takes_slot=False)
             if not self._stop.is_set():
-                await self._cron()
+                await self._enqueue_cron_jobs()
         await wait_for_event(self._tend_now, TEND_S)
+
+    async def _enqueue_cron_jobs(self) -> None:
+        """Enqueue what is due by Redis' clock, under ids that no producer can block."""
+        if not self._cron_jobs:
+            return
+        seconds, microseconds = await self._redis.time()
+        now = datetime.fromtimestamp(seconds + microseconds / 1e6, self._timezone)
+        for job in self._cron_jobs:
+            if job.next_run is None and job.run_at_startup:
+                job.next_run = now
+            elif job.next_run is None:
+                job.calculate_next(now)
+            if job.next_run is not None and job.next_run < now + CRON_AHEAD:
+                due_ms = to_unix_ms(job.next_run)
+                job_id = job.job_id or f"{job.name}:{due_ms if job.unique else token_hex(8)}"
+                await enqueue_own(self._redis, job_id, job.name, {}, due_ms)
+                job.calculate_next(max(job.next_run, now))
 
     async def _drain(self, running: RunningJobs, grace_s: float) -> None:
         if running.ids() and grace_s and not self._hurry.is_set():

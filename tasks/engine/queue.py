@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from arq.constants import expires_extra_ms
 from protostar_client import keys
 from redis.asyncio import Redis
 
@@ -20,6 +21,7 @@ SILENT_MS: Final = 800  # more than a beat and its round trip
 
 _ABORT: Final = Script.beside(__file__, "abort")
 _CLAIM: Final = Script.beside(__file__, "claim")
+_ENQUEUE_OWN: Final = Script.beside(__file__, "enqueue_own")
 _FINISH: Final = Script.beside(__file__, "finish")
 _RAISE_ATTEMPT: Final = Script.beside(__file__, "raise_attempt")
 _REAP: Final = Script.beside(__file__, "reap")
@@ -151,6 +153,24 @@ class Queue:
         """Repair entries that have lost their place, a page at a time; returns the next cursors and the number."""
         queue_next, holders_next, mended = await _SWEEP.run(self._redis, queue_cursor, holders_cursor, SCAN_LIMIT)
         return queue_next, holders_next, int(mended)
+
+
+async def enqueue_own(redis: Redis, job_id: str, function: str, arguments: Mapping[str, Any], due_ms: int = 0) -> bool:
+    """Enqueue a job of the worker's own; a job of a producer with the same id gives way.
+
+    Args:
+        redis: the queue's Redis.
+        job_id: the id that all workers give this job.
+        function: the job's function.
+        arguments: its keyword arguments: plain values, no lists or objects.
+        due_ms: when it is due, by Redis' clock; 0 is now.
+
+    Returns:
+        False where this job is in the queue or has a result.
+    """
+    record = json.dumps({"t": None, "f": function, "a": [], "k": dict(arguments)})
+    payload = record[:-1] + ', "et": '
+    return bool(await _ENQUEUE_OWN.run(redis, job_id, payload, expires_extra_ms, due_ms))
 
 
 def _whole_ms(score: bytes) -> int:

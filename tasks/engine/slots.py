@@ -8,6 +8,8 @@ from typing import Final
 
 from protostar_client.keys import DEFAULT_CLASS
 
+from tasks.engine.claim import LEASE_TTL_EXTRA_S
+
 _NONE: Final = ""
 
 
@@ -42,6 +44,14 @@ class Slots:
     def class_of(self, function: str) -> str:
         """The class of a function's jobs."""
         return self._classes.get(function, DEFAULT_CLASS)
+
+    def lease_ttls_ms(self, timeouts_s: Mapping[str, float]) -> dict[str, int]:
+        """The life of an in-progress key by class, from the timeouts of its functions."""
+        longest_s = dict.fromkeys(self._slots, 0.0)
+        for function, timeout_s in timeouts_s.items():
+            name = self.class_of(function)
+            longest_s[name] = max(longest_s[name], timeout_s)
+        return {name: int((seconds + LEASE_TTL_EXTRA_S) * 1000) for name, seconds in longest_s.items()}
 
     def free(self, at_most: float | None = None) -> dict[str, int]:
         """Free slots by class, none of them more than `at_most`."""

@@ -43,20 +43,24 @@ async def keep_running(
     event: str,
     again_s: float = 1.0,
     on_failure: Callable[[], object] = lambda: None,
+    is_expected: Callable[[BaseException], bool] = lambda _: False,
 ) -> NoReturn:
-    """Call `run` again whenever it ends; log `event` and call `on_failure` where it ends with an error."""
+    """Call `run` again whenever it ends; log `event` and call `on_failure` where it ends with an error.
+
+    Errors of a Redis that is away are expected, and those that `is_expected` names.
+    """
     while True:
         try:
             await run()
         except Exception as error:
-            log_failure(logger, event, error)
+            log_failure(logger, event, error, is_expected=is_expected(error))
             on_failure()
             await asyncio.sleep(again_s)
 
 
-def log_failure(logger: BoundLogger, event: str, error: Exception) -> None:
-    """Log an error: a warning where Redis is away, with its traceback where nothing explains it."""
-    if isinstance(error, AWAY):
+def log_failure(logger: BoundLogger, event: str, error: Exception, *, is_expected: bool = False) -> None:
+    """Log an error: a warning where Redis is away or it is expected, or else with its traceback."""
+    if is_expected or isinstance(error, AWAY):
         logger.warning(event, error=error)
     else:
         logger.error(event, error=error, exc_info=error)

@@ -30,7 +30,7 @@ from protostar_client.keys import DEFAULT_CLASS
 from redis.exceptions import ResponseError
 
 from tasks.engine.attempt import JobOptions
-from tasks.engine.claim import LEASE_TTL_EXTRA_S, Done, Ending, Outcome
+from tasks.engine.claim import Done, Ending, Outcome
 from tasks.engine.connection import StartupError, connect
 from tasks.engine.finish import Settler
 from tasks.engine.heartbeat import Heartbeat
@@ -150,9 +150,6 @@ class Worker(arq.worker.Worker):
             return None
         return max(0, self.max_burst_jobs - self._jobs_started()) if self.max_burst_jobs >= 0 else math.inf
 
-    async def record_health(self) -> None:
-        """Do nothing: every beat of the heartbeat records it."""
-
     def handle_sig(self, signum: signal.Signals) -> None:
         """Stop: take nothing new, let jobs finish for the grace time; a second signal hands them over now."""
         logger.info("worker_stopping", signal=signal.Signals(signum).name, running=len(self.tasks))
@@ -205,7 +202,9 @@ class Worker(arq.worker.Worker):
             owner=self.owner,
             classes={name: self._slots.class_of(name) for name in self.functions},
             turn_function=self._turn_function,
-            lease_ttl_ms=self._lease_ttls_ms(),
+            lease_ttl_ms=self._slots.lease_ttls_ms(
+                {name: function.timeout_s or self.job_timeout_s for name, function in self.functions.items()}
+            ),
         )
 
     def _make_loop(self, queue: Queue) -> Loop:
@@ -214,7 +213,8 @@ class Worker(arq.worker.Worker):
             queue,
             self._slots,
             self._observer,
-            cron=self.heart_beat,
+            cron_jobs=self.cron_jobs,
+            timezone=self.timezone,
             allow_abort_jobs=self.allow_abort_jobs,
             burst_jobs=self._burst_jobs,
         )
@@ -260,14 +260,6 @@ class Worker(arq.worker.Worker):
             held=running.ids,
             on_lost=lambda lost: self.loop.call_soon_threadsafe(running.lose, lost),
         )
-
-    def _lease_ttls_ms(self) -> dict[str, int]:
-        timeouts_s: dict[str, float] = dict.fromkeys(self._slots.classes, 0.0)
-        for name, function in self.functions.items():
-            timeout_s = function.timeout_s or self.job_timeout_s
-            job_class = self._slots.class_of(name)
-            timeouts_s[job_class] = max(timeouts_s[job_class], timeout_s)
-        return {name: int((seconds + LEASE_TTL_EXTRA_S) * 1000) for name, seconds in timeouts_s.items()}
 
 
 def _merged_signature() -> inspect.Signature:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from protostar_client.contract import ChatRequest, ErrorCode, JobError, Usage, check_job_id
+from protostar_client.contract import ChatRequest, ErrorCode, JobError, Usage, check_turn_id
 from tortoise.backends.base.client import BaseDBAsyncClient
 
 from models import Message, MessageRole, MessageStatus, Session
@@ -69,7 +69,7 @@ async def open_turn(tools: Tools, request: ChatRequest, claim: Claim, *, named_u
         LeaseLostError: another attempt has the job.
     """
 
-    check_job_id(claim.job_id)
+    check_turn_id(claim.job_id)
 
     async def work(connection: BaseDBAsyncClient) -> tuple[Message, bool]:
         return await _open(connection, request, claim.job_id, claim.attempt)

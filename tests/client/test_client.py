@@ -97,6 +97,13 @@ async def test_an_id_of_another_users_job_is_refused(client: ChatClient) -> None
         await ask(client, job_id="turn", user_uuid=uuid4())
 
 
+async def test_an_id_of_the_workers_own_jobs_is_refused(client: ChatClient, redis: Redis) -> None:
+    for prefix in keys.OWN_JOB_IDS:
+        with pytest.raises(InvalidRequest, match="job_id"):
+            await ask(client, job_id=f"{prefix}1")
+    assert await redis.zcard(keys.QUEUE) == 0
+
+
 async def test_a_full_queue_refuses_and_enqueues_nothing(redis_url: str, redis: Redis) -> None:
     async with ChatClient.connect(redis_url, max_queue=1) as client:
         first = await ask(client)

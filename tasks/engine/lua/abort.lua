@@ -1,5 +1,5 @@
 -- Claims the queued jobs whose abort was asked for, past slots and turns, so that a worker can end them.
--- include: job.lua admit.lua start.lua
+-- include: job.lua payload.lua admit.lua start.lua
 --
 -- ARGV: owner, then the JSON object of claim.lua.
 -- Returns {ids of running jobs to abort, claims as in claim.lua, now in ms}.

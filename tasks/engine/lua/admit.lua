@@ -1,37 +1,20 @@
--- Shared by claim.lua and abort.lua, after job.lua: looks at a due job for the first time, or again.
+-- Shared by claim.lua and abort.lua, after job.lua and payload.lua: looks at a due job for the first time, or again.
 
-local HEAD_BYTES = 4096 -- where producers put the names, before the page
 local LONGEST_BYTES = 8388608 -- no longer payload is a valid request
 local WHOLE_BYTES = 1048576 -- so much a call is parsed of payloads that hide the names behind the page: 3 ms
 
 local parsed_bytes = 0
 
--- The text of a JSON member in an unfinished piece of JSON. A quoted name with a colon after it is never inside a text.
-local function member(json, name)
-  local _, at = string.find(json, '"' .. name .. '"%s*:%s*"')
-  local from = at
-  while at do
-    at = string.find(json, '["\\]', at + 1)
-    if at and string.sub(json, at, at) == '"' then
-      local readable, text = pcall(cjson.decode, '[' .. string.sub(json, from, at) .. ']')
-      return readable and text[1] or nil
-    end
-    at = at and at + 1
-  end
-end
-
-local function decode(payload)
-  local readable, job = pcall(cjson.decode, payload)
-  if not readable or type(job) ~= 'table' then return nil end
-  local arguments = type(job.k) == 'table' and job.k or {}
-  return type(job.f) == 'string' and job.f or nil, arguments.user_uuid, arguments.session_id
+local function names_in(payload)
+  local name, arguments = decode(payload)
+  return name, arguments.user_uuid, arguments.session_id
 end
 
 -- The function of a job, its user and its session; false where this call has parsed enough.
 local function names_of(id)
   local key = JOB_PREFIX .. id
   local length = call_or_nil('STRLEN', key) or 0
-  if length <= HEAD_BYTES then return decode(call_or_nil('GET', key) or '') end
+  if length <= HEAD_BYTES then return names_in(call_or_nil('GET', key)) end
   local head = redis.call('GETRANGE', key, 0, HEAD_BYTES - 1)
   local name, user, session = member(head, 'f'), member(head, 'user_uuid'), member(head, 'session_id')
   if name and user and session and string.find(head, '"f"', 1, true) < (string.find(head, '"k"', 1, true) or 0) then
@@ -40,7 +23,7 @@ local function names_of(id)
   if length > LONGEST_BYTES then return name end
   if parsed_bytes > 0 and parsed_bytes + length > WHOLE_BYTES then return false end
   parsed_bytes = parsed_bytes + length
-  return decode(redis.call('GET', key))
+  return names_in(redis.call('GET', key))
 end
 
 -- The share of a worker that a job belongs to, and its session ('' where it has none); nil as `names_of` is false.

@@ -1,5 +1,5 @@
 -- Claims jobs for one worker. Looks at each due job once, whatever the number of running or waiting jobs.
--- include: job.lua admit.lua start.lua
+-- include: job.lua payload.lua admit.lua start.lua
 --
 -- ARGV: owner, the most due jobs to look at, then a JSON object with
 --   classes        {function: class}

@@ -69,6 +69,7 @@ async def test_no_script_holds_redis_up(places: Places) -> None:
         await places.beat("w1")
     async with limited(places):
         await queue.sweep(b"0", b"0")
+    await places.redis.delete(keys.ALIVE_PREFIX + "w1")
     async with limited(places):
         assert await queue.reap("w1", "gone") == 100
     await places.redis.zadd(keys.ABORT, {f"j{number}": await places.now_ms() for number in range(1000)})

@@ -93,8 +93,14 @@ def test_a_roll_up_names_the_argument_that_is_wrong(wrong: dict[str, Any]) -> No
         RollUpRequest.parse({"session": 1, "until": 0, **wrong})
 
 
-@pytest.mark.parametrize("job_id", ["x" * 257, "a\x00b"], ids=["too long", "with a NUL"])
-async def test_a_job_id_that_cannot_be_stored_is_refused(shared_stack: Stack, job_id: str) -> None:
+@pytest.mark.parametrize(
+    "job_id",
+    ["x" * 257, "a\x00b", "summary:1", "rollup:1:0", "index:1:0", "cron:reindex_corpus:1", "forget:1", "history:1"],
+    ids=lambda job_id: repr(job_id[:10]),
+)
+async def test_a_job_id_that_cannot_be_stored_or_is_the_workers_own_is_refused(
+    shared_stack: Stack, job_id: str
+) -> None:
     await shared_stack.ask("질문", job_id=job_id)
     told = await ending(shared_stack, job_id)
     assert (told["code"], "job_id" in told["message"]) == ("invalid_request", True)
