@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from arq import cron
 from arq.cron import CronJob
@@ -34,25 +33,24 @@ CLASSES: Final[Mapping[str, JobClass]] = {
 """A share of slots each, so that none of them starves another."""
 
 
-class Every(CronJob):
-    """A cron job that runs every so many minutes, counted from the start of 1970, and when a worker starts."""
-
-    def __init__(self, minutes: int, coroutine: WorkerCoroutine, **options: Any) -> None:
-        super().__init__(**vars(cron(coroutine, run_at_startup=True, **options)))
-        self._every_s = minutes * 60
-
-    def calculate_next(self, prev_run: datetime) -> None:
-        """Set the next time after `prev_run`."""
-        periods = prev_run.timestamp() // self._every_s + 1
-        self.next_run = datetime.fromtimestamp(periods * self._every_s, prev_run.tzinfo)
-
-
 def reindex_schedule(every_minutes: int) -> list[CronJob]:
-    """Cron jobs that reindex when a worker starts and then every so many minutes; 0 is never."""
+    """Cron jobs that reindex when a worker starts and then every so many minutes of the clock; 0 is never.
+
+    Args:
+        every_minutes: one of `protostar.settings.REINDEX_MINUTES`, which divide the hour or the day.
+    """
     if every_minutes == 0:
         return []
-    job = cast(WorkerCoroutine, reindex_corpus)  # ARQ types a job's context as a plain dict
-    return [Every(every_minutes, job, timeout=REINDEX_TIMEOUT_S, max_tries=MAX_TRIES)]
+    return [
+        cron(
+            cast(WorkerCoroutine, reindex_corpus),  # ARQ types a job's context as a plain dict
+            hour=set(range(0, 24, every_minutes // 60)) if every_minutes >= 60 else None,
+            minute=set(range(0, 60, every_minutes)) if every_minutes < 60 else {0},
+            run_at_startup=True,
+            timeout=REINDEX_TIMEOUT_S,
+            max_tries=MAX_TRIES,
+        )
+    ]
 
 
 def slots_served(max_jobs: int, serve: Sequence[JobClass]) -> dict[str, int]:
