@@ -61,7 +61,14 @@ async def start(settings: Settings, ctx: dict[Any, Any]) -> None:
         stack.push_async_callback(OlderIntake(ctx["redis"]).close)
         if settings.metrics_port:
             read = partial(read_status, ctx["redis"], ctx["tools"].database)
-            stack.push_async_callback(MetricsServer(settings.metrics_host, settings.metrics_port, read).close)
+            server = MetricsServer(
+                settings.metrics_host,
+                settings.metrics_port,
+                read,
+                watch=ctx["loop_watch"],
+                unhealthy_after_s=settings.lease / 2,
+            )
+            stack.push_async_callback(server.close)
         ctx[_STACK] = stack.pop_all()
     # A full collection stops every stream while it traverses the objects of the start, none of which is garbage.
     gc.collect()

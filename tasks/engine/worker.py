@@ -32,6 +32,7 @@ from redis.exceptions import ResponseError
 from tasks.engine.attempt import JobOptions
 from tasks.engine.claim import Done, Ending, Outcome
 from tasks.engine.connection import StartupError, connect
+from tasks.engine.event_loop import LoopWatch
 from tasks.engine.finish import Settler
 from tasks.engine.heartbeat import Heartbeat
 from tasks.engine.hooks import Observer, RetryPolicy
@@ -93,6 +94,7 @@ class Worker(arq.worker.Worker):
         self._slots = Slots({DEFAULT_CLASS: self.max_jobs, **(slots or {})}, classes or {})
         self._turn_function = turn_function
         self._loop: Loop | None = None
+        self._watch = LoopWatch()
         self._stop_asked = False
 
     def run(self) -> None:
@@ -115,7 +117,7 @@ class Worker(arq.worker.Worker):
                 expires_extra_ms=self.expires_extra_ms,
             )
         queue = self._make_queue()
-        self.ctx |= {"redis": self.pool, "queue": queue}
+        self.ctx |= {"redis": self.pool, "queue": queue, "loop_watch": self._watch}
         if self.on_startup:
             await self.on_startup(self.ctx)
         logger.info("worker_starting", owner=self.owner, functions=",".join(self.functions))
@@ -127,9 +129,11 @@ class Worker(arq.worker.Worker):
         running = self._make_running(queue, loop)
         heartbeat = self._make_heartbeat(loop, running)
         await asyncio.to_thread(heartbeat.start)
+        self._watch.start()
         try:
             await loop.run(running, self.ctx, grace_s=self._job_completion_wait)
         finally:
+            self._watch.stop()
             await asyncio.to_thread(heartbeat.stop)
             # Sign off, so that no worker has to wait for the lease to take over what could not be handed over.
             with contextlib.suppress(*AWAY):
@@ -175,6 +179,9 @@ class Worker(arq.worker.Worker):
         self._pool = None
 
     def _health(self) -> str:
+        """Make the text of ARQ's health key; empty, so that the key expires, where the event loop is held up."""
+        if self._watch.held_up_s * 1000 > self._lease_ms / 2:
+            return ""
         return (
             f"j_complete={self.jobs_complete} j_failed={self.jobs_failed} "
             f"j_retried={self.jobs_retried} j_ongoing={len(self.tasks)}"
@@ -185,6 +192,7 @@ class Worker(arq.worker.Worker):
         beat = {
             "up_s": now_s - self._started_s,
             "looked_s": now_s - loop.looked_s,
+            "lag_s": round(self._watch.lag_s, 3),
             "is_stopping": loop.is_stopping,
             "slots": self._slots.all,
             "busy": self._slots.taken,

@@ -1,12 +1,13 @@
-"""Metrics over HTTP, for Prometheus: what this worker counts, and at each scrape how the queue stands."""
+"""Serves metrics over HTTP for Prometheus: the counts of this worker, and at each scrape the state of the queue."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Final
 from wsgiref.simple_server import WSGIServer
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import structlog
 from prometheus_client import REGISTRY, start_http_server
@@ -14,70 +15,72 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from tasks.engine.connection import StartupError
+from tasks.engine.event_loop import LoopWatch
 from tasks.monitoring.status import Status
 
 logger = structlog.stdlib.get_logger("protostar.metrics")
 
 READ_TIMEOUT_S: Final = 3.0
 LOOP_SLACK_S: Final = 1.0  # for a loop that is held up
-TRY_AGAIN_S: Final = 1.0
 
 Read = Callable[[], Awaitable[Status]]
 
 
 class MetricsServer:
-    """Serves the metrics of this process on a port, from a thread.
+    """Serves the metrics of this process on a port, and whether it lives under `/healthz`, from threads.
 
-    Where another process has the port, as another worker on this machine or the one that this worker replaces, the
-    worker works all the same, says so, and takes the port once it is free.
+    Where another process has the port, the worker serves jobs without metrics and logs an error: an answer must not
+    depend on who watches.
 
     Args:
         host: the address to listen at.
         port: the port.
-        read: how everything stands.
+        read: reads the state of queue and database.
+        watch: how late the event loop runs.
+        unhealthy_after_s: the delay of the event loop from which on `/healthz` answers 503.
 
     Raises:
         StartupError: this process can't listen at that address at all.
     """
 
-    def __init__(self, host: str, port: int, read: Read) -> None:
-        self._host, self._port = host, port
-        self._collector = StandingCollector(read)
+    def __init__(self, host: str, port: int, read: Read, *, watch: LoopWatch, unhealthy_after_s: float) -> None:
+        self._collector = StatusCollector(read, watch)
         self._server: WSGIServer | None = None
+        try:
+            self._server, _ = start_http_server(port, host)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise StartupError(_what_is_wrong(host, port, error)) from None
+            hint = "this worker serves no metrics; give each worker of a machine a PROTOSTAR_METRICS_PORT of its own"
+            logger.error("metrics_port_taken", host=host, port=port, hint=hint)
+            return
         REGISTRY.register(self._collector)
-        if not self._open():
-            logger.error(
-                "metrics_port_taken",
-                host=host,
-                port=port,
-                hint="give each worker of a machine a PROTOSTAR_METRICS_PORT of its own; trying again",
-            )
-        self._task = asyncio.create_task(self._keep_trying(), name="metrics-port")
+        self._server.set_app(_with_health(self._server.get_app(), watch, unhealthy_after_s))
+        logger.info("metrics_served", host=host, port=port)
 
     async def close(self) -> None:
-        """Let go of the port."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-        REGISTRY.unregister(self._collector)
+        """Release the port."""
         if self._server is not None:
+            REGISTRY.unregister(self._collector)
             await asyncio.to_thread(self._server.shutdown)
             self._server.server_close()
 
-    async def _keep_trying(self) -> None:
-        while self._server is None:
-            await asyncio.sleep(TRY_AGAIN_S)
-            self._open()
 
-    def _open(self) -> bool:
-        try:
-            self._server, _ = start_http_server(self._port, self._host)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                REGISTRY.unregister(self._collector)
-                raise StartupError(_what_is_wrong(self._host, self._port, error)) from None
-            return False
-        logger.info("metrics_served", host=self._host, port=self._port)
-        return True
+def _with_health(metrics: Any, watch: LoopWatch, unhealthy_after_s: float) -> WSGIApplication:
+    """Answer `/healthz` here and everything else with the metrics."""
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["PATH_INFO"] != "/healthz":
+            answer: Iterable[bytes] = metrics(environ, start_response)
+            return answer
+        held_up_s = watch.held_up_s
+        is_healthy = held_up_s <= unhealthy_after_s
+        text = "ok" if is_healthy else f"the event loop has not run for {held_up_s:.1f} s"
+        status = "200 OK" if is_healthy else "503 Service Unavailable"
+        start_response(status, [("Content-Type", "text/plain"), ("Cache-Control", "no-store")])
+        return [f"{text}\n".encode()]
+
+    return app
 
 
 def _what_is_wrong(host: str, port: int, error: OSError) -> str:
@@ -88,15 +91,16 @@ def _what_is_wrong(host: str, port: int, error: OSError) -> str:
     )
 
 
-class StandingCollector(Collector):
+class StatusCollector(Collector):
     """How everything stands, read when it is asked for. Every worker says the same: take the max over workers.
 
     A scrape comes in a thread of its own and the stores are read in the worker's loop. Where they can't be read in
     time, `protostar_stores_up` is 0 and the rest is left out.
     """
 
-    def __init__(self, read: Read) -> None:
+    def __init__(self, read: Read, watch: LoopWatch) -> None:
         self._read = read
+        self._watch = watch
         self._loop = asyncio.get_running_loop()
 
     def describe(self) -> list[Metric]:
@@ -104,7 +108,9 @@ class StandingCollector(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """The gauges."""
+        """Read the gauges."""
+        lag_s = self._watch.lag_s
+        yield _gauge("event_loop_lag_seconds", "The longest delay of the event loop within a minute.", lag_s)
         status = self._status()
         is_read = status is not None
         yield _gauge("stores_up", "Whether Redis and PostgreSQL could be read for this scrape.", is_read)

@@ -18,6 +18,8 @@ class Beat(BaseModel):
     """How long the worker has been serving."""
     looked_s: float = 0.0
     """How long ago its loop last looked into the queue: many seconds where the loop is held up."""
+    lag_s: float = 0.0
+    """How late its event loop has run at worst, over the last half minute to a minute."""
     is_stopping: bool = False
     """It takes no new jobs."""
     slots: dict[str, int] = {}

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -30,9 +29,8 @@ from rag.providers import ProviderError
 from rag.providers.embedder import embedding
 from stack.places import Account, temporary_base_folder
 from stack.postgres import Postgres
-from stack.processes import Process
 from stack.redis import Redis
-from tests.support.stack_under_test import ROOT, Stack, clean_environment, until
+from tests.support.stack_under_test import Stack, clean_environment, until
 
 NOWHERE = {"REDIS_URL": "redis://127.0.0.1:1/0", "DATABASE_URL": "postgres://127.0.0.1:1/none"}
 
@@ -429,20 +427,28 @@ async def test_a_job_that_waits_a_job_that_is_stuck_and_a_worker_that_lives_but_
     report.problem("jobs", f"job {ready.job_id}", "stuck", remedy="start one")
 
 
-async def test_a_worker_whose_loop_is_blocked(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = Process(
-        [sys.executable, "-m", "arq", "tests.support.blocking_worker.WorkerSettings"],
-        log=tmp_path / "worker.log",
-        env=clean_environment() | stack.environment,
-        cwd=ROOT,
-    )
-    stack.workers.append(worker)
-    await until(stack.owners, "the worker serves", stack.logs)
+async def test_a_worker_whose_loop_is_blocked(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    await stack.start_worker(settings="tests.support.blocking_worker.WorkerSettings")
     job = await stack.redis.enqueue_job("block")
     assert job is not None
     report = await until_found(stack, monkeypatch, "workers", "lives but does nothing")
     report.problem("workers", "its loop has not looked into the queue", remedy="restart it")
     report.problem("jobs", f"job {job.job_id} is stuck at worker", remedy="restart that worker")
+
+
+async def test_a_worker_whose_loop_runs_late(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    await stack.start_worker(settings="tests.support.blocking_worker.WorkerSettings", PROTOSTAR_REINDEX_MINUTES="0")
+    job = await stack.redis.enqueue_job("block_for", 1.5)
+    assert job is not None
+    await stack.result(job.job_id)
+    report = Report([])
+
+    async def noted() -> bool:
+        nonlocal report
+        report = await look(monkeypatch, stack.environment)
+        return any(f.check == "workers" and "was held up for 1" in f.says for f in report.findings)
+
+    await until(noted, "the delay is noted", lambda: f"{report.findings}")
 
 
 async def test_jobs_of_a_class_that_nobody_serves(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:

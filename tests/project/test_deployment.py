@@ -199,8 +199,9 @@ def test_the_manifests_set_what_the_settings_know(monkeypatch: pytest.MonkeyPatc
     [container] = pod("deployment/protostar-worker")["containers"]
     assert container["ports"] == [{"name": "metrics", "containerPort": settings.metrics_port}]
     assert settings.metrics_host == "0.0.0.0"
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+    for probe in ("startupProbe", "readinessProbe"):
         assert container[probe]["httpGet"] == {"path": "/metrics", "port": "metrics"}
+    assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "metrics"}
 
 
 @pytest.mark.parametrize("name", ["deployment/protostar-worker", "job/protostar-migrate"])
@@ -223,7 +224,7 @@ def test_what_watches_the_workers_finds_them() -> None:
 
 
 def test_the_workers_are_scaled_by_metrics_that_they_tell() -> None:
-    told = "".join((ROOT / "tasks" / name).read_text() for name in ("metrics.py", "metrics_server.py"))
+    told = "".join((ROOT / "tasks" / "monitoring" / name).read_text() for name in ("metrics.py", "metrics_server.py"))
     queries = [trigger["metadata"]["query"] for trigger in CLUSTER["scaledobject/protostar-worker"]["spec"]["triggers"]]
     assert queries
     for query in queries:

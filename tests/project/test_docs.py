@@ -239,7 +239,7 @@ def test_the_variables_in_the_text_are_the_settings() -> None:
 
 
 def test_the_metrics_in_the_text_are_told() -> None:
-    told = "".join((ROOT / "tasks" / name).read_text() for name in ("metrics.py", "metrics_server.py"))
+    told = "".join((ROOT / "tasks" / "monitoring" / name).read_text() for name in ("metrics.py", "metrics_server.py"))
     wrong = [
         f"{span.name}: {name}"
         for span in spans()

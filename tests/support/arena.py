@@ -79,9 +79,11 @@ class Arena(Stack):
             "PROTOSTAR_REINDEX_MINUTES": "0",
         }
 
-    def launch(self, *arguments: str, **environment: str) -> Process:
+    def launch(self, *arguments: str, settings: str = "arq_settings.WorkerSettings", **environment: str) -> Process:
         """A worker that logs all there is to log."""
-        return super().launch("--custom-log-dict", "tests.support.worker_log.LOGGING", *arguments, **environment)
+        return super().launch(
+            "--custom-log-dict", "tests.support.worker_log.LOGGING", *arguments, settings=settings, **environment
+        )
 
     async def open(self) -> None:
         """Two workers, a model that forgets, and a Redis that loses nothing it has acknowledged."""

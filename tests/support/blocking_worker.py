@@ -1,4 +1,4 @@
-"""Settings of a worker with one more function, which blocks its event loop for ever."""
+"""Settings of a worker with two more functions, which block its event loop: for ever, or for a time."""
 
 from __future__ import annotations
 
@@ -16,12 +16,21 @@ async def block(ctx: dict[str, Any]) -> None:
         time.sleep(1)  # noqa: ASYNC251
 
 
+async def block_for(ctx: dict[str, Any], seconds: float) -> None:
+    """Hold the loop up for a time."""
+    time.sleep(seconds)  # noqa: ASYNC251
+
+
 # ARQ reads what the class itself holds, not what it inherits.
 WorkerSettings = type(
     "WorkerSettings",
     (),
     {
         **vars(arq_settings.WorkerSettings),
-        "functions": [*arq_settings.WorkerSettings.functions, func(block, name="block")],
+        "functions": [
+            *arq_settings.WorkerSettings.functions,
+            func(block, name="block"),
+            func(block_for, name="block_for"),
+        ],
     },
 )

@@ -52,10 +52,10 @@ class Stack:
             "PROTOSTAR_CORPUS_DIR": str(corpus),
         }
 
-    def launch(self, *arguments: str, **environment: str) -> Process:
+    def launch(self, *arguments: str, settings: str = "arq_settings.WorkerSettings", **environment: str) -> Process:
         """A worker process, not yet known to be ready."""
         worker = Process(
-            [sys.executable, "-m", "arq", "arq_settings.WorkerSettings", *arguments],
+            [sys.executable, "-m", "arq", settings, *arguments],
             log=self._folder / f"worker-{len(self.workers)}.log",
             env=clean_environment() | self.environment | environment,
             cwd=ROOT,
@@ -63,10 +63,10 @@ class Stack:
         self.workers.append(worker)
         return worker
 
-    async def start_worker(self, **environment: str) -> Process:
+    async def start_worker(self, *, settings: str = "arq_settings.WorkerSettings", **environment: str) -> Process:
         """A worker that serves."""
         before = await self.owners()
-        worker = self.launch(**environment)
+        worker = self.launch(settings=settings, **environment)
 
         async def serves() -> bool:
             assert worker.running, worker.last_lines(30)

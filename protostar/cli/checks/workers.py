@@ -19,6 +19,9 @@ SILENT_S: Final = 5.0
 LOOK_AGAIN_S: Final = 2.0
 """A job that is ready is taken at once: one that still is after this time is not."""
 
+LAG_S: Final = 0.5
+"""An event loop that runs so late delays every token that the worker streams."""
+
 OUTBOX_LATE_S: Final = 15.0
 """A follow-up job leaves the outbox within two seconds, or ten where Redis was away."""
 
@@ -33,6 +36,7 @@ async def workers(site: Site) -> list[Finding]:
         gone = [_gone(worker) for worker in status.workers]
         return [problem("workers", "no worker runs", _START), *gone]
     found = [finding for worker in status.workers if (finding := _worker_trouble(worker))]
+    found += [_lag(worker) for worker in status.workers if _works(worker) and worker.beat.lag_s > LAG_S]
     if not any(_works(worker) for worker in status.workers) or found:
         return found or [problem("workers", "every worker is about to stop", _START)]
     return [ok("workers", f"{len(status.workers)} at work, {status.queue.running} jobs run")]
@@ -47,6 +51,12 @@ def _worker_trouble(worker: WorkerStatus) -> Finding | None:
     if worker.beat.is_stopping:
         return note("workers", f"worker {worker.owner} is stopping: it takes no new jobs")
     return None
+
+
+def _lag(worker: WorkerStatus) -> Finding:
+    says = f"the event loop of worker {worker.owner} was held up for {span(worker.beat.lag_s)} within the last minute"
+    remedy = "look at the load of its machine; run one worker per core, or lower PROTOSTAR_MAX_JOBS"
+    return note("workers", says, remedy)
 
 
 def _gone(worker: WorkerStatus) -> Finding:

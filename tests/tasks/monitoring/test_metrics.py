@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import socket
+import urllib.error
 import urllib.request
 from uuid import uuid4
 
@@ -120,7 +121,7 @@ async def test_a_worker_counts_what_it_does_and_the_dashboard_asks_for_nothing_e
     assert value(frozen, "protostar_attempts_total", outcome="done", function="generate_chat") == 3
 
 
-async def test_a_worker_without_the_port_works_and_takes_it_when_it_is_free(stack: Stack) -> None:
+async def test_a_worker_without_the_port_works(stack: Stack) -> None:
     port = free_port()
     setting = {"PROTOSTAR_METRICS_PORT": str(port), "PROTOSTAR_REINDEX_MINUTES": "0"}
     first = await stack.start_worker(**setting)
@@ -129,17 +130,59 @@ async def test_a_worker_without_the_port_works_and_takes_it_when_it_is_free(stac
     await stack.until_said(job.job_id, "반쯤")
     second = await stack.start_worker(**setting)
     assert f"metrics_port_taken host=127.0.0.1 port={port}" in second.log.read_text()
+    assert value(await scraped(port), "protostar_workers") == 2
 
     first.send(signal.SIGKILL)
     assert (await stack.result(job.job_id))["s"] is True
 
-    async def taken() -> bool:
-        return "metrics_served" in second.log.read_text()
 
-    await until(taken, "the second worker has the port", stack.logs)
-    found = await scraped(port)
-    assert value(found, "protostar_takeovers_total") == 1
-    assert value(found, "protostar_attempts_total", function="generate_chat", outcome="done") == 1
+async def test_a_worker_whose_event_loop_is_held_up_is_not_healthy(stack: Stack) -> None:
+    port = free_port()
+    blocking = "tests.support.blocking_worker.WorkerSettings"
+    setting = {"PROTOSTAR_METRICS_PORT": str(port), "PROTOSTAR_REINDEX_MINUTES": "0", "PROTOSTAR_LEASE": "2"}
+    await stack.start_worker(settings=blocking, **setting)
+    assert await health(port) == (200, "ok\n")
+
+    # Shorter than half the lease: only the metric shows it.
+    short = await stack.redis.enqueue_job("block_for", 0.6)
+    assert short is not None
+    await stack.result(short.job_id)
+    assert (await health(port))[0] == 200
+    assert value(await scraped(port), "protostar_event_loop_lag_seconds") > 0.3
+
+    long = await stack.redis.enqueue_job("block_for", 12)
+    assert long is not None
+
+    async def is_unhealthy() -> bool:
+        return (await health(port))[0] == 503
+
+    await until(is_unhealthy, "the health route notices", stack.logs)
+    assert "the event loop has not run for" in (await health(port))[1]
+
+    async def key_is_gone() -> bool:
+        return not await stack.redis.exists("arq:queue:health-check")
+
+    await until(key_is_gone, "ARQ's health key expires", stack.logs)
+    await stack.result(long.job_id)
+
+    async def is_healthy() -> bool:
+        return (await health(port))[0] == 200 and bool(await stack.redis.exists("arq:queue:health-check"))
+
+    await until(is_healthy, "the worker is healthy again", stack.logs)
+
+
+async def health(port: int) -> tuple[int, str]:
+    """What the health route answers."""
+
+    def read() -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=30) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    return await asyncio.to_thread(read)
 
 
 async def test_an_address_that_is_not_this_machines_stops_the_worker(stack: Stack) -> None:
