@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Final, cast
+from typing import Final
 
 import arq.worker
 import uvloop
 from arq import func
 from arq.connections import RedisSettings
-from arq.typing import WorkerCoroutine
 from protostar_client.codec import dump_json, load_json
 from protostar_client.contract import (
     GENERATE_CHAT,
@@ -23,6 +22,7 @@ from protostar_client.contract import (
 import protostar.collisions  # noqa: F401  (before our packages: ends where another project's would be imported)
 from models.database import tortoise_config
 from protostar.settings import SettingsError, load_settings
+from tasks.arguments import as_job
 from tasks.context import about_worker
 from tasks.engine.worker import Worker
 from tasks.generate_chat import generate_chat
@@ -35,7 +35,7 @@ from tasks.roll_up_session import roll_up_session
 from tasks.schedule import CLASSES, REINDEX_TIMEOUT_S, reindex_schedule, slots_served
 from tasks.startup import start, stop
 from tasks.summarize_message import summarize_message
-from tasks.turn.endings import tell_failure
+from tasks.turn.endings import publish_failure
 
 try:
     SETTINGS: Final = load_settings()
@@ -49,22 +49,17 @@ arq.worker.Worker = Worker  # type: ignore[misc]
 uvloop.install()
 
 
-def _as_job(function: Any) -> WorkerCoroutine:
-    """ARQ types a job's context as a plain dict; ours says what is in it."""
-    return cast(WorkerCoroutine, function)
-
-
 class WorkerSettings:
     """Bare, as ARQ reads it."""
 
     functions = [
-        func(_as_job(generate_chat), name=GENERATE_CHAT),
-        func(_as_job(summarize_message), name=SUMMARIZE_MESSAGE),
+        func(as_job(generate_chat), name=GENERATE_CHAT),
+        func(as_job(summarize_message), name=SUMMARIZE_MESSAGE),
         # Without a result of a failure that would keep its id, a later turn can try again.
-        func(_as_job(roll_up_session), name=ROLL_UP_SESSION, keep_result=0),
-        func(_as_job(reindex_corpus), name=REINDEX_CORPUS, timeout=REINDEX_TIMEOUT_S),
-        func(_as_job(index_documents), name=INDEX_DOCUMENTS, timeout=REINDEX_TIMEOUT_S, keep_result=0),
-        func(_as_job(read_history), name=READ_HISTORY),
+        func(as_job(roll_up_session), name=ROLL_UP_SESSION, keep_result=0),
+        func(as_job(reindex_corpus), name=REINDEX_CORPUS, timeout=REINDEX_TIMEOUT_S),
+        func(as_job(index_documents), name=INDEX_DOCUMENTS, timeout=REINDEX_TIMEOUT_S, keep_result=0),
+        func(as_job(read_history), name=READ_HISTORY),
     ]
     cron_jobs = reindex_schedule(SETTINGS.reindex_minutes)
     classes = CLASSES
@@ -74,7 +69,7 @@ class WorkerSettings:
     redis_url = SETTINGS.redis_url.get_secret_value()
     on_startup = partial(start, SETTINGS)
     on_shutdown = stop
-    on_job_failure = tell_failure
+    on_job_failure = publish_failure
     retry_policy = ChatRetryPolicy()
     observer = WorkerObserver()
     about = about_worker

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from arq.connections import ArqRedis
 from tortoise.backends.base.client import BaseDBAsyncClient
@@ -18,12 +18,8 @@ from tasks.engine.queue import Queue
 from tasks.gate.gated_provider import GatedProvider
 from tasks.outbox import OutboxRelay
 from tasks.turn.event_log import EventLog
-from tasks.turn.pace import Pace
 from tasks.turn.token_ratios import TokenRatios
-
-if TYPE_CHECKING:
-    from tasks.turn.charges import OpenCharge
-    from tasks.turn.open import Turn
+from tasks.turn.values import Unfinished
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +35,11 @@ class Tools:
     ratios: TokenRatios
     events: EventLog
     outbox: OutboxRelay
-    pace: Pace
     raise_attempt: Callable[[Claim, int], Awaitable[bool]]
 
 
 class Context(TypedDict):
-    """ARQ's context, with ours."""
+    """ARQ's context, and what Protostar adds to it."""
 
     redis: ArqRedis
     """ARQ's pool."""
@@ -53,19 +48,17 @@ class Context(TypedDict):
     job_try: int
     """The number of this attempt; it fences its effects."""
     claim: Claim
-    """The claim this attempt works on."""
+    """The claim of this attempt."""
     queue: Queue
     """The worker's end of the queue; its `owner` is the worker's name."""
     tools: Tools
     """The worker's tools."""
-    turn: NotRequired[Turn]
-    """The turn, once a chat job has opened it; its ending is told through it."""
-    charge: NotRequired[OpenCharge]
-    """The charge of a job that is no turn, once it asks a model."""
+    unfinished: NotRequired[Unfinished]
+    """What the attempt has begun. Job functions replace it as they go on; the failure path reads nothing else."""
 
 
 def about_worker(ctx: dict[Any, Any]) -> dict[str, Any]:
-    """What a worker's heartbeat says of its tools (fields of `tasks.monitoring.worker_report.Beat`)."""
+    """Describe a worker's tools for its heartbeat (fields of `tasks.monitoring.worker_report.Beat`)."""
     tools: Tools = ctx["tools"]
     settings = tools.settings
     models = (*settings.chat_models, settings.summary_model_or_chat, settings.embedding_model)
@@ -74,5 +67,4 @@ def about_worker(ctx: dict[Any, Any]) -> dict[str, Any]:
         "models": [model for model in dict.fromkeys(models) if model],
         "requests_per_minute": settings.requests_per_minute,
         "tokens_per_minute": settings.tokens_per_minute,
-        "tokens_a_second": tools.pace.tokens_a_second(),
     }

@@ -4,87 +4,65 @@ from __future__ import annotations
 
 from typing import Any
 
-from protostar_client.contract import ChatRequest, ErrorCode, JobError, clean_text
+from protostar_client.contract import ChatRequest, ErrorCode, JobError
 
-from rag.prompt.modes import PAGE_CONTEXT, UnknownModeError
-from rag.providers import CompletionRequest, ContextLengthError, Finish, Provider
-from rag.providers.fallback import stream_with_fallback
-from tasks.context import Context, Tools
-from tasks.turn.charges import billed, close_lost, new_charge
-from tasks.turn.endings import complete, tell_again, told_before
-from tasks.turn.open import Turn, open_turn
-from tasks.turn.request import Material, gather, make_request, make_smaller_request, still_too_long
+from rag.prompt.modes import PAGE_CONTEXT, Prompts, UnknownModeError
+from tasks.context import Context
+from tasks.turn.caps import Caps
+from tasks.turn.charges import OpenCharge, billed
+from tasks.turn.endings import finish, publish_stored, raise_recorded_ending
+from tasks.turn.lost_charges import close_lost_charges
+from tasks.turn.open import open_turn
+from tasks.turn.request import fit_prompt, gather
+from tasks.turn.stream import stream_answer
+from tasks.turn.values import Unfinished
 
 
-async def generate_chat(ctx: Context, *args: Any, **arguments: Any) -> dict[str, Any]:
-    """Answer one question, once: stream the answer, store it, and leave its summary to be made.
+async def generate_chat(
+    ctx: Context, *, user_uuid: str, session_id: str, content: str, mode: str = "general", context: str = ""
+) -> dict[str, Any]:
+    """Answer one question, once: open the turn, check the caps, gather, fit the prompt, stream, finish.
 
     Returns:
         A `ChatResult`.
 
     Raises:
-        JobError: the request or the prompt can't be used, or a cap of the user is reached.
+        JobError: the request or the prompt cannot be used, or a cap of the user is reached.
         ProviderError: no answer came.
         LeaseLostError: another attempt has the job.
     """
-    tools = ctx["tools"]
-    await told_before(ctx)
-    request, persona = _read_request(tools, args, arguments)
-    turn = await open_turn(tools, request, ctx["claim"], named_user=str(arguments["user_uuid"]))
-    ctx["turn"] = turn  # for its ending, whatever happens from here
-    await close_lost(tools, ctx["redis"], ctx["claim"])
+    tools, claim = ctx["tools"], ctx["claim"]
+    await raise_recorded_ending(tools.events, claim)
+    request = ChatRequest.parse(
+        {"user_uuid": user_uuid, "session_id": session_id, "content": content, "mode": mode, "context": context}
+    )
+    persona = _persona(tools.prompts, request)
+    turn = await open_turn(
+        request, claim, named_user=str(user_uuid), log=tools.events, raise_attempt=tools.raise_attempt
+    )
+    ctx["unfinished"] = Unfinished(turn)
+    await close_lost_charges(ctx["redis"], tools.ratios, claim)
     if turn.stored is not None:
-        return await tell_again(tools, turn, turn.stored)
-    await tools.provider.look(tools.settings.chat_models)  # a job that has to wait says nothing yet
-    finish = await _ask(tools, turn, await gather(tools, turn, persona))
-    return await complete(tools, turn, finish)
+        return await publish_stored(tools, turn, turn.stored)
+    charge = OpenCharge(
+        claim, user_uuid=request.user_uuid, provider=tools.provider.name, model=tools.settings.chat_model
+    )
+    ctx["unfinished"] = Unfinished(turn, charge=charge)
+    count = await tools.ratios.count()
+    caps = Caps.of(tools.settings)
+    async with billed(charge, caps=caps, output_tokens=lambda: count(turn.events.text)):
+        await tools.provider.look(tools.settings.chat_models)  # a job that has to wait publishes nothing yet
+        gathered = await gather(tools, turn, persona)
+        prompt = await fit_prompt(tools, turn, gathered)
+        answer = await stream_answer(ctx, turn, gathered, prompt, charge)
+    return await finish(tools, turn, answer)
 
 
-def _read_request(tools: Tools, args: tuple[Any, ...], arguments: dict[str, Any]) -> tuple[ChatRequest, str]:
-    if args:
-        raise JobError(ErrorCode.INVALID_REQUEST, "positional arguments are not taken; name every argument")
-    request = ChatRequest.parse(arguments)
+def _persona(prompts: Prompts, request: ChatRequest) -> str:
     try:
-        persona = tools.prompts.persona(request.mode)
+        persona = prompts.persona(request.mode)
     except UnknownModeError as error:
         raise JobError(ErrorCode.UNKNOWN_MODE, str(error)) from None
     if request.mode == PAGE_CONTEXT and not request.context.strip():
         raise JobError(ErrorCode.INVALID_REQUEST, "context: mode page_context answers from it; give the page's text")
-    return request, persona
-
-
-async def _ask(tools: Tools, turn: Turn, material: Material) -> Finish:
-    settings = tools.settings
-    request = await make_request(tools, turn, material)
-    async with tools.provider.admitted(settings.chat_models, tokens=request.most_tokens) as provider:
-        turn.answer.start(turn.model)
-        turn.charge = charge = new_charge(
-            tools, turn.claim, user_uuid=turn.request.user_uuid, model=turn.model, input_tokens=turn.input_tokens
-        )
-        async with billed(tools, charge, is_capped=True, said_tokens=lambda: turn.count(turn.answer.text)):
-            try:
-                return await _stream(tools, provider, request, turn)
-            except ContextLengthError as error:
-                if turn.answer.text:
-                    raise
-                request = await make_smaller_request(tools, turn, material, error)
-            charge.input_tokens = turn.input_tokens
-            try:
-                return await _stream(tools, provider, request, turn)
-            except ContextLengthError as error:
-                raise still_too_long(tools, turn.input_tokens, error) from None
-
-
-async def _stream(tools: Tools, provider: Provider, request: CompletionRequest, turn: Turn) -> Finish:
-    async with stream_with_fallback(provider, request, tools.settings.fallback_models) as (model, parts):
-        turn.answered_by(model)
-        turn.answer.sources(turn.sources)  # only now, when a model has taken the prompt that holds them
-        async for part in parts:
-            if isinstance(part, Finish):
-                if part.usage is not None and model == tools.settings.chat_model:
-                    tools.ratios.said(part.usage.input_tokens, counted=turn.count.uncorrected(turn.input_tokens))
-                return part
-            if text := clean_text(part):
-                turn.answer.say(text)
-                tools.pace.add(text)
-    raise AssertionError("a provider's stream ends with a Finish or an error")
+    return persona

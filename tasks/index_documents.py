@@ -8,7 +8,7 @@ from rag.index.help_run import help_index
 from tasks.context import Context
 
 
-async def index_documents(ctx: Context, run: int) -> dict[str, Any]:
+async def index_documents(ctx: Context, *, run: int) -> dict[str, Any]:
     """Index files of the run of that number, a unit at a time, until there are none to take.
 
     Returns:

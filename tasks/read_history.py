@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from protostar_client.contract import HistoryRequest
-from tortoise import Tortoise
+from tortoise.backends.base.client import BaseDBAsyncClient
 
 from models import Session
 from tasks.context import Context
@@ -18,21 +18,22 @@ ORDER BY session_id DESC, id DESC LIMIT $2::int
 """
 
 
-async def read_history(_ctx: Context, **arguments: Any) -> dict[str, Any]:
-    """The newest messages of a session, oldest first; none where the user has no such session.
+async def read_history(ctx: Context, *, user_uuid: str, session_id: str, limit: int = 50) -> dict[str, Any]:
+    """Read the newest messages of a session, oldest first; none where the user has no such session.
 
     Raises:
-        InvalidRequest: an argument is missing or wrong.
+        InvalidRequest: an argument is wrong.
     """
-    return {"messages": await stored_messages(HistoryRequest.parse(arguments))}
+    request = HistoryRequest.parse({"user_uuid": user_uuid, "session_id": session_id, "limit": limit})
+    return {"messages": await stored_messages(ctx["tools"].database, request)}
 
 
-async def stored_messages(request: HistoryRequest) -> list[dict[str, Any]]:
-    """The messages that a request asks for, as JSON values."""
+async def stored_messages(database: BaseDBAsyncClient, request: HistoryRequest) -> list[dict[str, Any]]:
+    """Read the messages that a request asks for, as JSON values."""
     session = await Session.get_or_none(user_uuid=request.user_uuid, session_id=request.session_id)
     if session is None:
         return []
-    rows = await Tortoise.get_connection("default").execute_query_dict(_NEWEST, [session.id, request.limit])
+    rows = await database.execute_query_dict(_NEWEST, [session.id, request.limit])
     return [_entry(row) for row in reversed(rows)]
 
 

@@ -16,20 +16,20 @@ from tasks.context import Context
 from tasks.reindex_helpers import call_helpers
 
 
-async def reindex_corpus(ctx: Context, **arguments: Any) -> dict[str, Any]:
+async def reindex_corpus(ctx: Context, *, full: bool = False) -> dict[str, Any]:
     """Index what has changed in the corpus folder, or with `full` everything.
 
     Returns:
         A `ReindexResult`.
 
     Raises:
-        InvalidRequest: an argument is unknown or wrong.
+        InvalidRequest: `full` is neither true nor false.
         JobError: the folder can't be read, Kiwi is asked for and missing, another reindexer is at work, or the process
             that prepares files was killed.
         ProviderError: not every text could be embedded; the next run goes on.
     """
     settings = ctx["tools"].settings
-    request = ReindexRequest.parse(arguments)
+    request = ReindexRequest.parse({"full": full})
     try:
         done = await reindex(
             settings.corpus_dir,

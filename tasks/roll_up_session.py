@@ -18,8 +18,7 @@ from rag.prompt.summary import to_session_summary, what_is_wrong
 from tasks.context import Context
 from tasks.monitoring.logs import label_session
 from tasks.outbox import add_roll_up_job
-from tasks.turn.charges import DONE, OpenCharge, close_lost
-from tasks.turn.checked_completion import ask_twice, no_room
+from tasks.turn.charges import DONE, OpenCharge
 from tasks.turn.history import (
     TAIL_MESSAGES,
     StoredTurn,
@@ -29,12 +28,14 @@ from tasks.turn.history import (
     shares_of,
     stored_turns,
 )
+from tasks.turn.lost_charges import close_lost_charges
+from tasks.turn.summary_model import complete_with_repair, no_room
 
 logger = structlog.stdlib.get_logger("protostar.summary")
 
 
-async def roll_up_session(ctx: Context, **arguments: Any) -> dict[str, Any]:
-    """Sum up what follows the message `until` (0: from the start) of a `session`, but for its newest turns.
+async def roll_up_session(ctx: Context, *, session: int, until: int) -> dict[str, Any]:
+    """Sum up the turns of a session after its message `until` (0: from the start), except for its newest turns.
 
     As much as one prompt holds; the rest is left to a further job. A session that is no longer where the
     job was to go on from is left alone: a second run changes nothing.
@@ -43,17 +44,17 @@ async def roll_up_session(ctx: Context, **arguments: Any) -> dict[str, Any]:
         The session's number, and the model and the usage, empty where none was asked.
 
     Raises:
-        InvalidRequest: an argument is missing, unknown or wrong.
+        InvalidRequest: an argument is not a number of a row.
         JobError: there is no such session, or the model's text could not be used.
         ProviderError: no text came.
     """
-    tools, request = ctx["tools"], RollUpRequest.parse(arguments)
-    await close_lost(tools, ctx["redis"], ctx["claim"])
+    tools, request = ctx["tools"], RollUpRequest.parse({"session": session, "until": until})
+    await close_lost_charges(ctx["redis"], tools.ratios, ctx["claim"])
     row = await _session(request.session)
     label_session(row.session_id)
     count = await tools.ratios.count()
-    shares = shares_of(tools, count)
-    step = await _next_step(row, shares, count) if (row.summary_until or 0) == request.until else None
+    shares = shares_of(tools.settings, tools.prompts, count)
+    step = await _next_step(tools.database, row, shares, count) if (row.summary_until or 0) == request.until else None
     if step is None:
         return _result(row)
     charge, summary = None, row.summary
@@ -86,12 +87,12 @@ async def _session(session: int) -> Session:
     return row
 
 
-async def _next_step(session: Session, shares: Shares, count: Count) -> _Step | None:
-    newest = await newest_messages(session.id, after=session.summary_until)
+async def _next_step(database: BaseDBAsyncClient, session: Session, shares: Shares, count: Count) -> _Step | None:
+    newest = await newest_messages(database, session.id, after=session.summary_until)
     if not newest or not shares.can_hold_summary:
         return None
     before = await asyncio.to_thread(first_that_stays, newest, shares, count)
-    rows = await oldest_messages(session.id, after=session.summary_until, before=before)
+    rows = await oldest_messages(database, session.id, after=session.summary_until, before=before)
     has_more = len(rows) == TAIL_MESSAGES
     if has_more and rows[-1]["role"] == MessageRole.USER:
         rows.pop()  # its answer may come next
@@ -116,7 +117,7 @@ async def _sum_up(
         )
     except PromptTooLongError:
         raise no_room() from None
-    charge, text = await ask_twice(
+    charge, text = await complete_with_repair(
         ctx,
         user_uuid=session.user_uuid,
         compose=prompt.messages,

@@ -32,7 +32,6 @@ from tasks.monitoring.status import read_status
 from tasks.monitoring.traces import start_tracing, trace_headers
 from tasks.outbox import OutboxRelay
 from tasks.turn.event_log import EventLog
-from tasks.turn.pace import Pace
 from tasks.turn.token_ratios import TokenRatios
 
 logger = structlog.stdlib.get_logger("protostar.start")
@@ -106,7 +105,6 @@ async def _make_tools(settings: Settings, redis: ArqRedis, queue: Queue, stack: 
         ratios=ratios,
         events=events,
         outbox=outbox,
-        pace=Pace(tokens.count),
         raise_attempt=queue.raise_attempt,
     )
 

@@ -8,34 +8,35 @@ from typing import Any
 from protostar_client.contract import ErrorCode, JobError, SummaryRequest, SummaryResult, Usage
 from tortoise.backends.base.client import BaseDBAsyncClient
 
-from models import Message, MessageRole, Session
+from models import Message, MessageRole, MessageStatus, Session
 from models.transaction import transact
 from rag.prompt.summary import build_summary_prompt, short_enough, to_summary, to_supported_summary, what_is_wrong
 from rag.providers import ChatMessage
 from tasks.context import Context, Tools
 from tasks.monitoring.logs import label_session
 from tasks.outbox import add_roll_up_job
-from tasks.turn.charges import DONE, OpenCharge, close_lost
-from tasks.turn.checked_completion import ask_twice
-from tasks.turn.history import is_outgrown
+from tasks.turn.charges import DONE, OpenCharge
+from tasks.turn.history import is_outgrown, shares_of
+from tasks.turn.lost_charges import close_lost_charges
+from tasks.turn.summary_model import complete_with_repair
 
 SUMMARY_MAX_TOKENS = 400
 _NOTHING = Usage(input_tokens=0, output_tokens=0)
 
 
-async def summarize_message(ctx: Context, **arguments: Any) -> dict[str, Any]:
-    """Write the summary of an answer, once; a short answer is its own and costs no model call.
+async def summarize_message(ctx: Context, *, message_id: int) -> dict[str, Any]:
+    """Store the summary of a completed answer, once; a short answer is its own summary and costs no model call.
 
     Returns:
         A `SummaryResult`.
 
     Raises:
-        InvalidRequest: an argument is missing, unknown or wrong.
+        InvalidRequest: `message_id` is not a number of a row.
         JobError: there is no such answer.
         ProviderError: no summary came.
     """
-    tools, request = ctx["tools"], SummaryRequest.parse(arguments)
-    await close_lost(tools, ctx["redis"], ctx["claim"])
+    tools, request = ctx["tools"], SummaryRequest.parse({"message_id": message_id})
+    await close_lost_charges(ctx["redis"], tools.ratios, ctx["claim"])
     message = await _answer(request.message_id)
     label_session(message.session.session_id)
     if message.summary is not None:
@@ -49,9 +50,11 @@ async def summarize_message(ctx: Context, **arguments: Any) -> dict[str, Any]:
 
 
 async def _answer(message_id: int) -> Message:
-    message = await Message.get_or_none(id=message_id, role=MessageRole.ASSISTANT).select_related("session")
+    message = await Message.get_or_none(
+        id=message_id, role=MessageRole.ASSISTANT, status=MessageStatus.COMPLETED
+    ).select_related("session")
     if message is None:
-        raise JobError(ErrorCode.INVALID_REQUEST, f"message_id: there is no answer {message_id}")
+        raise JobError(ErrorCode.INVALID_REQUEST, f"message_id: there is no completed answer {message_id}")
     return message
 
 
@@ -70,7 +73,7 @@ async def _ask(ctx: Context, message: Message) -> tuple[OpenCharge, str]:
             note=note,
         )
 
-    return await ask_twice(
+    return await complete_with_repair(
         ctx,
         user_uuid=message.session.user_uuid,
         compose=compose,
@@ -80,14 +83,17 @@ async def _ask(ctx: Context, message: Message) -> tuple[OpenCharge, str]:
 
 
 async def _store(tools: Tools, message: Message, summary: str, charge: OpenCharge | None = None) -> Message:
-    """Commit a summary, and where the session has outgrown its room in a prompt the job that rolls it up.
+    """Commit a summary, and the job that rolls the session up where it has outgrown its room in a prompt.
 
     The first summary stays: a second run of the job changes nothing.
     """
 
+    count = await tools.ratios.count()
+    shares = shares_of(tools.settings, tools.prompts, count)
+
     async def look(connection: BaseDBAsyncClient) -> tuple[Session, bool]:
         session = await Session.get(id=message.session.id, using_db=connection)
-        return session, await is_outgrown(tools, session, message, summary=summary)
+        return session, await is_outgrown(connection, session, message, summary=summary, shares=shares, count=count)
 
     # A transaction, because it is tried again: PostgreSQL's absence now must not cost another model call.
     session, outgrown = await transact(look)

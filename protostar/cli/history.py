@@ -36,8 +36,8 @@ async def _read(settings: DatabaseSettings, request: HistoryRequest) -> list[dic
     from models.database import connect
     from tasks.read_history import stored_messages
 
-    async with connect(settings.database_url.get_secret_value()):
-        return await stored_messages(request)
+    async with connect(settings.database_url.get_secret_value()) as database:
+        return await stored_messages(database, request)
 
 
 def _readable(message: dict[str, Any]) -> str:

@@ -141,7 +141,6 @@ def _standing(status: Status) -> Iterator[Metric]:
     states = {"ready": queue.ready, "waiting": queue.waiting, "running": queue.running, "deferred": queue.deferred}
     yield _gauges("jobs", "Jobs in the queue, by where they are.", "state", states)
     yield _gauge("running_turns", "Answers under way in all workers.", status.running_turns)
-    yield _gauge("tokens_per_second", "Pace of all answers that stream, over some seconds.", status.tokens_a_second)
     yield _gauge("workers", "Workers that live.", sum(worker.is_alive for worker in status.workers))
     yield _gauge("dead_letters_kept", "Jobs that were given up and are kept.", queue.dead)
     yield _gauge("older_queue_jobs", "Elements of the older list that no worker has taken over.", queue.older)

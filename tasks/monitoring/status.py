@@ -94,7 +94,6 @@ class Status(_Part):
     workers: list[WorkerStatus]
     queue: QueueStatus
     running_turns: int
-    tokens_a_second: float
     models: list[ModelStatus]
     store: StoreStatus | None
 
@@ -118,7 +117,6 @@ async def read_status(redis: Redis, database: BaseDBAsyncClient | None) -> Statu
         workers=workers,
         queue=queue,
         running_turns=sum(beat.busy.get(TURN_CLASS, 0) for beat in alive),
-        tokens_a_second=sum(beat.tokens_a_second for beat in alive),
         models=await _read_models(redis, alive, now_ms),
         store=None if database is None else await read_store(database),
     )

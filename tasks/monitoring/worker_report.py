@@ -35,8 +35,6 @@ class Beat(BaseModel):
     """The models it asks."""
     requests_per_minute: int = 0
     tokens_per_minute: int = 0
-    tokens_a_second: float = 0.0
-    """Of the answers it streams, over the last seconds (`tasks.turn.pace`)."""
 
     @classmethod
     def parse(cls, stored: bytes) -> Self:

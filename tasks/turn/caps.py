@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
@@ -23,7 +25,7 @@ SELECT clock.midnight + interval '1 day' AS resets_at,
     WHERE outcome IS NULL AND created_at > now() - $3::interval
     AND EXISTS (SELECT 1 FROM messages WHERE messages.job_id = charges.job_id AND role = 'user')
   ) AS answers,
-  EXISTS (SELECT 1 FROM charges WHERE job_id = $2::varchar) AS is_let_in
+  EXISTS (SELECT 1 FROM charges WHERE job_id = $2::varchar AND user_uuid = $1) AS is_let_in
 FROM clock LEFT JOIN charges ON user_uuid = $1 AND created_at >= LEAST(midnight, now() - $3::interval)
 GROUP BY clock.midnight
 """
@@ -36,33 +38,49 @@ class CapReachedError(RefusedError):
         super().__init__(ErrorCode.RATE_LIMITED, message)
 
 
-async def check_caps(connection: BaseDBAsyncClient, settings: Settings, *, user_uuid: UUID | None, job_id: str) -> None:
-    """Keep other answers of the user from being let in until the transaction ends; then see if this one may be.
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """What one user may spend; 0 is no cap. An answer that is open for longer than `longest_s` is not under way."""
 
-    Raises:
-        CapReachedError: it may not.
-    """
-    # A statement of its own: the next one must see what was committed while this one waited.
-    await connection.execute_query("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", [str(user_uuid)])
-    # No attempt lives longer; what is open for longer is of a worker that died, and nobody takes its job over.
-    longest = timedelta(seconds=settings.job_timeout + CANCEL_GRACE_S)
-    [spent] = await connection.execute_query_dict(_SPENT, [user_uuid, job_id, longest])
-    if not spent["is_let_in"] and (problem := _problem(settings, spent)):
-        raise CapReachedError(problem)
+    daily_tokens: int
+    daily_cost: Decimal
+    answers_at_once: int
+    longest_s: float
 
+    @classmethod
+    def of(cls, settings: Settings) -> Caps | None:
+        """Read the caps from the settings; None where there is none."""
+        if not settings.has_user_caps:
+            return None
+        # No attempt lives longer. An older open charge belongs to a worker that died and whose job is not taken over.
+        longest_s = settings.job_timeout + CANCEL_GRACE_S
+        return cls(settings.user_daily_tokens, settings.user_daily_cost, settings.user_answers_at_once, longest_s)
 
-def _problem(settings: Settings, spent: dict[str, Any]) -> str | None:
-    resets = f"it is reset at {_iso(spent['resets_at'])}"
-    if 0 < settings.user_daily_tokens <= spent["tokens"]:
-        used = f"{spent['tokens']:,} of {settings.user_daily_tokens:,} tokens are used"
-        return f"the user's daily tokens are used up: {used}; {resets}, ask again then with a new job id"
-    if 0 < settings.user_daily_cost <= spent["cost"]:
-        used = f"{spent['cost'].normalize():f} of {settings.user_daily_cost.normalize():f} is spent"
-        return f"the user's daily cost is used up: {used}; {resets}, ask again then with a new job id"
-    if 0 < settings.user_answers_at_once <= spent["answers"]:
-        used = f"{spent['answers']} of {settings.user_answers_at_once} are under way"
-        return f"the user's answers at once are used up: {used}; ask again when one of them ends, with a new job id"
-    return None
+    async def check(self, connection: BaseDBAsyncClient, *, user_uuid: UUID | None, job_id: str) -> None:
+        """Let no other answer of the user in until the transaction ends; then see whether this one may come in.
+
+        Raises:
+            CapReachedError: it may not.
+        """
+        # A statement of its own: the next one must see what was committed while this one waited.
+        await connection.execute_query("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", [str(user_uuid)])
+        values = [user_uuid, job_id, timedelta(seconds=self.longest_s)]
+        [spent] = await connection.execute_query_dict(_SPENT, values)
+        if not spent["is_let_in"] and (problem := self._problem(spent)):
+            raise CapReachedError(problem)
+
+    def _problem(self, spent: dict[str, Any]) -> str | None:
+        resets = f"it is reset at {_iso(spent['resets_at'])}"
+        if 0 < self.daily_tokens <= spent["tokens"]:
+            used = f"{spent['tokens']:,} of {self.daily_tokens:,} tokens are used"
+            return f"the user's daily tokens are used up: {used}; {resets}, ask again then with a new job id"
+        if 0 < self.daily_cost <= spent["cost"]:
+            used = f"{spent['cost'].normalize():f} of {self.daily_cost.normalize():f} is spent"
+            return f"the user's daily cost is used up: {used}; {resets}, ask again then with a new job id"
+        if 0 < self.answers_at_once <= spent["answers"]:
+            used = f"{spent['answers']} of {self.answers_at_once} are under way"
+            return f"the user's answers at once are used up: {used}; ask again when one of them ends, with a new job id"
+        return None
 
 
 def _iso(moment: datetime) -> str:

@@ -1,4 +1,4 @@
-"""How an answer ends: exactly once, and only after what the ending speaks of is committed."""
+"""Ends an answer exactly once, and only after the data that the ending names is committed."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ from protostar_client.contract import (
     InvalidRequest,
     JobError,
     Usage,
-    clean_text,
 )
 
 from models import Message, MessageStatus
-from rag.providers import Finish
-from tasks.context import Context, Tools
+from tasks.context import Tools
 from tasks.engine.attempt import Attempt
-from tasks.engine.claim import JobCancelledError, LeaseLostError
-from tasks.monitoring import metrics
-from tasks.turn.charges import CANCELLED, DONE, OpenCharge, close_lost
-from tasks.turn.event_log import Answer
-from tasks.turn.open import Turn, open_turn, store_answer
+from tasks.engine.claim import Claim, JobCancelledError, LeaseLostError
+from tasks.turn.answer_events import AnswerEvents
+from tasks.turn.charges import CANCELLED, DONE, OpenCharge
+from tasks.turn.event_log import EventLog
+from tasks.turn.lost_charges import close_lost_charges
+from tasks.turn.open import open_turn
+from tasks.turn.store import AnswerRecord, store_answer
+from tasks.turn.stream import estimated_usage
+from tasks.turn.values import StreamedAnswer, Turn, Unfinished
 
 
-async def told_before(ctx: Context) -> None:
-    """Raise what an earlier attempt has already told the reader, if it was a failure or a cancelling.
+async def raise_recorded_ending(log: EventLog, claim: Claim) -> None:
+    """Raise the failure or the cancellation that an earlier attempt has published, if any.
 
     Raises:
         JobError: the answer has ended with it.
         JobCancelledError: the answer has ended as cancelled.
     """
-    ending = await ctx["tools"].events.ending(ctx["claim"])
+    ending = await log.ending(claim)
     if ending is None or ending.type == EventType.DONE:
         return
     if ending.type == EventType.CANCELLED:
@@ -43,71 +45,80 @@ async def told_before(ctx: Context) -> None:
     raise JobError(ending.code or ErrorCode.INTERNAL, ending.message or "")
 
 
-async def complete(tools: Tools, turn: Turn, finish: Finish) -> dict[str, Any]:
-    """Commit a whole answer with its summary's job, then tell `done`; returns the job's result."""
-    usage = finish.usage or _estimated_usage(turn)
-    metrics.answered(turn.model, usage.output_tokens, began_s=turn.began_s)
-    turn.model = clean_text(finish.model)
-    if turn.charge is not None:
-        turn.charge.add(usage, model=turn.model)
+async def finish(tools: Tools, turn: Turn, answer: StreamedAnswer) -> dict[str, Any]:
+    """Commit a whole answer with its summary's job, then publish `done`; returns the job's result."""
+    record = AnswerRecord(
+        content=turn.events.text,
+        status=MessageStatus.COMPLETED,
+        outcome=DONE,
+        finish_reason=answer.finish_reason,
+        provider=tools.provider.name,
+        model=answer.model,
+        usage=answer.usage,
+        sources=answer.prompt.sources,
+        recipe=answer.prompt.recipe,
+    )
     try:
-        message = await store_answer(
-            turn, status=MessageStatus.COMPLETED, outcome=DONE, finish_reason=finish.finish_reason, usage=usage
-        )
+        message = await store_answer(turn, record, answer.charge)
     except (LeaseLostError, asyncio.CancelledError):
-        if turn.charge is not None:  # the answer is another attempt's; what this one cost is known all the same
-            await turn.charge.give_up()
+        await answer.charge.give_up()  # another attempt answers; the cost of this one is known all the same
         raise
     tools.outbox.wake()
-    return await _tell_done(turn, message)
+    return await _publish_done(turn, message)
 
 
-async def tell_again(tools: Tools, turn: Turn, stored: Message) -> dict[str, Any]:
-    """End a job whose answer is stored: its worker died before saying so, or the id was enqueued again.
+async def publish_stored(tools: Tools, turn: Turn, stored: Message) -> dict[str, Any]:
+    """End a job whose answer is stored: its worker died before it could, or the id was enqueued again.
 
     Raises:
-        JobCancelledError: what is stored is a cancelled answer.
+        JobCancelledError: the stored answer was cancelled.
     """
     if await tools.events.ending(turn.claim) is not None:
         return _result(turn, stored)
-    turn.model = stored.model or ""
-    turn.answer.start(turn.model)
-    turn.answer.sources(list(stored.sources or []))
+    turn.events.start(stored.model or "")
+    turn.events.sources(list(stored.sources or []))
     if stored.content:
-        turn.answer.say(stored.content)
+        turn.events.append_text(stored.content)
     if stored.status == MessageStatus.CANCELLED:
         raise JobCancelledError
-    return await _tell_done(turn, stored)
+    return await _publish_done(turn, stored)
 
 
-async def tell_failure(ctx: dict[Any, Any], attempt: Attempt, error: JobError | asyncio.CancelledError) -> None:
-    """Commit what there is of a job that failed or was cancelled, then tell its reader."""
+async def publish_failure(ctx: dict[Any, Any], attempt: Attempt, error: JobError | asyncio.CancelledError) -> None:
+    """Commit what there is of a job that failed or was cancelled, then publish its ending."""
     tools: Tools = ctx["tools"]
-    await close_lost(tools, ctx["redis"], attempt.claim)
+    unfinished: Unfinished = ctx.get("unfinished", Unfinished())
+    await close_lost_charges(ctx["redis"], tools.ratios, attempt.claim)
     if attempt.function not in ("", GENERATE_CHAT):
-        await _complete_charge(ctx.get("charge"), error)
+        await _complete_charge(unfinished.charge, error)
         return
     if await tools.events.ending(attempt.claim) is not None:
         return
-    turn: Turn | None = ctx.get("turn") or await _reopen(tools, attempt, error)
-    message_id = None if turn is None else await _store_what_there_is(turn, error)
-    answer = turn.answer if turn else _answer_of_unopened(tools, attempt)
+    turn = unfinished.turn or await _reopen(tools, attempt, error)
+    message_id = None if turn is None else await _store_unfinished(tools, turn, unfinished, error)
+    events = turn.events if turn else _events_of_unopened(tools.events, attempt)
     if isinstance(error, JobError):
-        await answer.error(code=error.code, message=error.message)
+        await events.error(code=error.code, message=error.message)
     else:
-        await answer.cancelled(message_id=message_id)
+        await events.cancelled(message_id=message_id)
 
 
-async def _store_what_there_is(turn: Turn, error: BaseException) -> int:
+async def _store_unfinished(tools: Tools, turn: Turn, unfinished: Unfinished, error: BaseException) -> int:
     if turn.stored is not None:
         return int(turn.stored.id)
-    message = await store_answer(
-        turn,
+    prompt, charge = unfinished.prompt, unfinished.charge
+    is_asked = prompt is not None and charge is not None
+    record = AnswerRecord(
+        content=turn.events.text,
         status=MessageStatus.FAILED if isinstance(error, JobError) else MessageStatus.CANCELLED,
         outcome=_outcome(error),
-        finish_reason=None,
-        usage=_estimated_usage(turn),
+        provider=tools.provider.name if is_asked else None,
+        model=charge.model if charge is not None and is_asked else None,
+        usage=Usage(input_tokens=0, output_tokens=0) if prompt is None else estimated_usage(turn, prompt),
+        sources=[] if prompt is None else prompt.sources,
+        recipe=None if prompt is None else prompt.recipe,
     )
+    message = await store_answer(turn, record, charge)
     return int(message.id)
 
 
@@ -121,27 +132,33 @@ def _outcome(error: BaseException) -> str:
 
 
 async def _reopen(tools: Tools, attempt: Attempt, error: BaseException) -> Turn | None:
-    """The turn of a job whose attempts all died; nothing where this attempt's own request was the trouble."""
+    """The turn of a job whose attempts all died; None where the fault is this attempt's own request."""
     if not isinstance(error, JobError) or error.code != ErrorCode.TOO_MANY_ATTEMPTS:
         return None
     try:
         request = ChatRequest.parse(attempt.kwargs)
     except InvalidRequest:
         return None
-    return await open_turn(tools, request, attempt.claim, named_user=str(attempt.kwargs["user_uuid"]))
+    return await open_turn(
+        request,
+        attempt.claim,
+        named_user=str(attempt.kwargs["user_uuid"]),
+        log=tools.events,
+        raise_attempt=tools.raise_attempt,
+    )
 
 
-def _answer_of_unopened(tools: Tools, attempt: Attempt) -> Answer:
-    return tools.events.open(
+def _events_of_unopened(log: EventLog, attempt: Attempt) -> AnswerEvents:
+    return log.open(
         attempt.claim,
         user_uuid=str(attempt.kwargs.get("user_uuid", "")),
         session_id=str(attempt.kwargs.get("session_id", "")),
     )
 
 
-async def _tell_done(turn: Turn, message: Message) -> dict[str, Any]:
+async def _publish_done(turn: Turn, message: Message) -> dict[str, Any]:
     result = _result(turn, message)
-    await turn.answer.done(message_id=message.id, finish_reason=result["finish_reason"], usage=result["usage"])
+    await turn.events.done(message_id=message.id, finish_reason=result["finish_reason"], usage=result["usage"])
     return result
 
 
@@ -156,12 +173,3 @@ def _result(turn: Turn, message: Message) -> dict[str, Any]:
         sources=list(message.sources or []),  # type: ignore[arg-type]  # validated here
         attempt=message.attempt,
     ).model_dump(mode="json")
-
-
-def _estimated_usage(turn: Turn) -> Usage:
-    return Usage(
-        input_tokens=turn.input_tokens,
-        output_tokens=turn.count(turn.answer.text),
-        cost=None,
-        estimated=True,
-    )

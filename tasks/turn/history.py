@@ -1,4 +1,4 @@
-"""The tail of a session: its newest turns, those that its summary does not cover."""
+"""The history of a session: its summary, and its tail, the newest turns that the summary does not cover."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Final
 
-from tortoise import Tortoise
+from tortoise.backends.base.client import BaseDBAsyncClient
 
-from models import Message, MessageRole, Session
-from rag.prompt.budget import Count, Turn
+from models import Message, MessageRole, MessageStatus, Session
+from protostar.settings import Settings
+from rag.prompt.budget import Count, History, Turn
+from rag.prompt.modes import Prompts
 from rag.prompt.roll_up import Shares, history_tokens, newest_that_stay
-from tasks.context import Tools
 
 TAIL_MESSAGES: Final = 200
 """So many messages of a session are read for a prompt; the tail is rolled up before it is as long."""
@@ -24,7 +25,7 @@ SHORT_TAIL_MESSAGES: Final = 40
 # One range of the index (session_id, id): with `session_id = $1` PostgreSQL may go through everybody's messages by
 # their ids instead, and pass over those of other sessions.
 NEWEST: Final = """
-SELECT id, job_id, role, content, summary FROM messages
+SELECT id, job_id, role, content, summary, status FROM messages
 WHERE (session_id, id) > ($1::bigint, $2::bigint) AND (session_id, id) < ($1::bigint, $3::bigint)
 ORDER BY session_id DESC, id DESC LIMIT $4::int
 """
@@ -36,63 +37,74 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class StoredTurn:
-    """A turn with an answer, and the ids of its messages."""
+    """A turn with a completed answer, and the ids of its messages."""
 
     question_id: int
     answer_id: int
     turn: Turn
 
 
-async def newest_messages(session_id: int, *, after: int | None, before: int = _PAST_ALL) -> list[Row]:
-    """The newest `TAIL_MESSAGES` of a session between two ids, oldest first: one read, however long it is."""
-    return (await _read(NEWEST, session_id, after, before))[::-1]
+async def read_history(database: BaseDBAsyncClient, session: Session, *, before: int) -> History:
+    """Read the session's summary, and its turns after that and before the message `before`."""
+    rows = await newest_messages(database, session.id, after=session.summary_until, before=before)
+    return History([stored.turn for stored in stored_turns(rows)], session.summary or "")
 
 
-async def oldest_messages(session_id: int, *, after: int | None, before: int) -> list[Row]:
-    """The oldest `TAIL_MESSAGES` of a session between two ids, oldest first."""
-    return await _read(OLDEST, session_id, after, before)
+async def newest_messages(
+    database: BaseDBAsyncClient, session_id: int, *, after: int | None, before: int = _PAST_ALL
+) -> list[Row]:
+    """Read the newest `TAIL_MESSAGES` of a session between two ids, oldest first: one read, however long it is."""
+    return (await _read(database, NEWEST, session_id, after, before))[::-1]
 
 
-async def _read(query: str, session_id: int, after: int | None, before: int) -> list[Row]:
-    connection = Tortoise.get_connection("default")
-    return await connection.execute_query_dict(query, [session_id, after or 0, before, TAIL_MESSAGES])
+async def oldest_messages(database: BaseDBAsyncClient, session_id: int, *, after: int | None, before: int) -> list[Row]:
+    """Read the oldest `TAIL_MESSAGES` of a session between two ids, oldest first."""
+    return await _read(database, OLDEST, session_id, after, before)
+
+
+async def _read(database: BaseDBAsyncClient, query: str, session_id: int, after: int | None, before: int) -> list[Row]:
+    return await database.execute_query_dict(query, [session_id, after or 0, before, TAIL_MESSAGES])
 
 
 def stored_turns(rows: Iterable[Row]) -> list[StoredTurn]:
-    """The turns among messages that stand oldest first; those without an answer are left out."""
+    """Pair questions and answers of messages that stand oldest first.
+
+    A turn whose answer failed, was cancelled or does not exist is left out with its question: a later prompt, summary
+    or roll-up must not present a fragment as the answer that was given.
+    """
     questions: dict[str, Row] = {}
     turns = []
     for row in rows:
         if row["role"] == MessageRole.USER:
             questions[row["job_id"]] = row
-        elif row["content"] and (question := questions.get(row["job_id"])) is not None:
-            turns.append(
-                StoredTurn(question["id"], row["id"], Turn(question["content"], row["content"], row["summary"]))
-            )
+        elif row["status"] == MessageStatus.COMPLETED and row["content"] and row["job_id"] in questions:
+            question = questions[row["job_id"]]
+            turn = Turn(question["content"], row["content"], row["summary"])
+            turns.append(StoredTurn(question["id"], row["id"], turn))
     return turns
 
 
-def shares_of(tools: Tools, count: Count) -> Shares:
-    """How the history of a prompt of the longest persona shares its room."""
-    settings = tools.settings
+def shares_of(settings: Settings, prompts: Prompts, count: Count) -> Shares:
+    """Compute how the history shares its room in a prompt with the longest persona."""
     return Shares.of_window(
         settings.context_window,
         max_output_tokens=settings.max_output_tokens,
-        persona_tokens=max(count(persona) for persona in tools.prompts.personas.values()),
+        persona_tokens=max(count(persona) for persona in prompts.personas.values()),
     )
 
 
-async def is_outgrown(tools: Tools, session: Session, answer: Message, *, summary: str) -> bool:
+async def is_outgrown(
+    database: BaseDBAsyncClient, session: Session, answer: Message, *, summary: str, shares: Shares, count: Count
+) -> bool:
     """Whether a session's tail and its summary have outgrown their share of a prompt, and the room that others leave.
 
-    The share is reckoned; the room is what the prompt of `answer` had, whose `summary` is about to be stored.
+    The room is that of the prompt of `answer`, whose `summary` is about to be stored.
     """
-    newest = await newest_messages(session.id, after=session.summary_until)
+    newest = await newest_messages(database, session.id, after=session.summary_until)
     rows = [{**row, "summary": summary} if row["id"] == answer.id else row for row in newest]
     if len(rows) < LONG_TAIL_MESSAGES and not _left_turns_out(answer, rows):
         return False
-    count = await tools.ratios.count()
-    return await asyncio.to_thread(_is_outgrown, session.summary, rows, shares_of(tools, count), count)
+    return await asyncio.to_thread(_is_outgrown, session.summary, rows, shares, count)
 
 
 def _left_turns_out(answer: Message, rows: Sequence[Row]) -> bool:

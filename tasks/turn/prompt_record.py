@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from tortoise import Tortoise
 from tortoise.backends.base.client import BaseDBAsyncClient
 
 from models import Message, MessageRole, MessageStatus, PromptText
@@ -84,12 +83,12 @@ class SentPrompt:
     messages: list[ChatMessage]
 
 
-async def session_tag_code(session_id: int, *, before: int) -> str | None:
+async def session_tag_code(database: BaseDBAsyncClient, session_id: int, *, before: int) -> str | None:
     """Read the tag code of a session: that of the newest prompt before a message; None where there is no prompt yet.
 
     Prompts of one session have one code, so that a provider can cache what they begin with.
     """
-    rows = await Tortoise.get_connection("default").execute_query_dict(_TAG_CODE, [session_id, before])
+    rows = await database.execute_query_dict(_TAG_CODE, [session_id, before])
     return rows[0]["tag_code"] if rows else None
 
 

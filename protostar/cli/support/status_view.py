@@ -34,7 +34,7 @@ def status_text(status: Status) -> Text:
 def _parts(status: Status) -> Iterator[tuple[str, list[_Line]]]:
     yield "workers", [_worker(worker) for worker in status.workers] or [("none", _WARNING)]
     yield "queue", list(_queue(status.queue, has_workers=any(worker.is_alive for worker in status.workers)))
-    yield "answers", [(f"{status.running_turns} running, {status.tokens_a_second:.1f} tokens/s", "")]
+    yield "answers", [(f"{status.running_turns} running", "")]
     if status.models:
         yield "models", [_model(model) for model in status.models]
     if status.store is not None:

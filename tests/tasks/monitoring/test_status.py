@@ -21,9 +21,8 @@ from tasks.gate.rate_limits import RateLimits
 from tasks.monitoring.status import read_status
 from tasks.monitoring.store_status import read_store
 from tasks.monitoring.worker_report import Beat
-from tasks.turn.pace import WINDOW_S, Pace
 
-BEAT: dict[str, Any] = {"up_s": 7.5, "slots": {"chat": 2}, "busy": {"chat": 1}, "tokens_a_second": 12.5}
+BEAT: dict[str, Any] = {"up_s": 7.5, "slots": {"chat": 2}, "busy": {"chat": 1}}
 
 
 @pytest.fixture
@@ -63,7 +62,7 @@ async def test_workers_are_told_by_their_heartbeats(redis_url: str, redis: Redis
     assert one.beat_age_s is not None
     assert 0 <= one.beat_age_s < 15
     assert (one.beat.is_stopping, two.beat.is_stopping) == (False, True)
-    assert (status.running_turns, status.tokens_a_second, status.store) == (2, 25.0, None)
+    assert (status.running_turns, status.store) == (2, None)
 
 
 async def test_jobs_are_counted_by_what_they_wait_for(redis: Redis) -> None:
@@ -118,17 +117,3 @@ async def test_the_outbox_and_the_index_are_told(database_url: str) -> None:
     assert told.index.indexed_s is not None
     assert 3600 <= told.index.indexed_s < 4000
     assert told.index.last_error == "its process died"
-
-
-def test_a_pace_is_that_of_the_last_seconds() -> None:
-    now_s = [0.0]
-    pace = Pace(len, clock=lambda: now_s[0])
-    assert pace.tokens_a_second() == 0
-    pace.add("12345")
-    pace.add("67890")
-    now_s[0] = 2.0
-    assert pace.tokens_a_second() == 5
-    now_s[0] = WINDOW_S
-    assert pace.tokens_a_second() == 2
-    now_s[0] = 2.1 + WINDOW_S
-    assert pace.tokens_a_second() == 0

@@ -207,13 +207,29 @@ async def test_a_zombie_completes_its_own_row_and_no_other(stack: Stack) -> None
     assert (after[0]["outcome"], after[0]["output_tokens"] >= before[0]["output_tokens"]) == ("lost", True)
 
 
-@pytest.mark.parametrize("cost", [1e300, 12_345_678.5, -1, "many"])
-async def test_any_number_a_provider_says_leaves_the_answer_alone(shared_stack: Stack, cost: Any) -> None:
-    usage = {"prompt_tokens": 10**12, "completion_tokens": 7, "total_tokens": 10**12, "cost": cost}
+@pytest.mark.parametrize(
+    ("tokens_used", "cost"), [(321, 1e300), (321, -1), (321, "many"), (321, 12_345_678.5), (10**12, 0.5), (1e300, 0.5)]
+)
+async def test_any_number_a_provider_says_leaves_the_answer_alone(
+    shared_stack: Stack, tokens_used: float, cost: Any
+) -> None:
+    usage = {"prompt_tokens": tokens_used, "completion_tokens": 7, "total_tokens": tokens_used, "cost": cost}
     shared_stack.model.script({"pieces": ["네."], "usage": usage})
     [charge] = await charges(shared_stack, await ended(shared_stack))
-    assert (charge["outcome"], charge["input_tokens"], charge["output_tokens"]) == ("done", 2**31 - 1, 7)
+    is_credible = tokens_used == 321
+    assert (charge["outcome"], charge["estimated"]) == ("done", not is_credible)
+    assert charge["input_tokens"] == 321 if is_credible else 0 < charge["input_tokens"] < 8192
     assert charge["cost"] is None or charge["cost"] == cost
+
+
+async def test_a_finish_reason_and_a_model_name_of_any_length_leave_the_answer_alone(shared_stack: Stack) -> None:
+    reason = "because\x00" + "x" * 80
+    shared_stack.model.script({"pieces": ["네."], "finish_reason": reason})
+    job_id = await ended(shared_stack)
+    [_, answer] = await shared_stack.messages(job_id)
+    assert (answer["status"], answer["content"]) == ("completed", "네.")
+    assert answer["finish_reason"].startswith("because")
+    assert len(answer["finish_reason"]) <= 64
 
 
 async def test_postgresql_that_is_away_when_a_charge_is_written_costs_no_answer(stack: Stack) -> None:

@@ -166,10 +166,12 @@ async def test_the_tail_holds_the_newest_turns_of_its_session_alone(database_url
     await fill(database_url, turns=50, sessions=2)
     [session] = await fill(database_url, turns=1_000)
     await fill(database_url, turns=50)
-    async with connect(database_url):
-        newest = stored_turns(await newest_messages(session, after=None))
-        oldest = stored_turns(await oldest_messages(session, after=None, before=newest[0].question_id))
-        rest = stored_turns(await newest_messages(session, after=newest[-4].answer_id, before=newest[-1].question_id))
+    async with connect(database_url) as database:
+        newest = stored_turns(await newest_messages(database, session, after=None))
+        oldest = stored_turns(await oldest_messages(database, session, after=None, before=newest[0].question_id))
+        rest = stored_turns(
+            await newest_messages(database, session, after=newest[-4].answer_id, before=newest[-1].question_id)
+        )
     assert [numbers(each) for each in (newest, oldest, rest)] == [(901, 1_000), (1, 100), (998, 999)]
 
 
