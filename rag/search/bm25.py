@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Final, NamedTuple
@@ -75,6 +75,13 @@ class Found:
         words = [word for word in self._content if word.importance >= _NOUN] or self._query.words
         rarities = [self._rarity(word) for word in words]
         return [word for word, rarity in zip(words, rarities, strict=True) if rarity >= max(rarities) - 1e-9]
+
+    def share_in(self, terms: Set[str]) -> float:
+        """The share of the question's importance whose words some terms, of a heading say, have whole."""
+        content = self._content
+        weights = self._weights(content)
+        held = sum(weight for word, weight in zip(content, weights, strict=True) if word.is_in(terms))
+        return held / max(sum(weights), 1e-9)
 
     def _hits(self, places: Places) -> list[Hit]:
         shares, scores = self._at(places)

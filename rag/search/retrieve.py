@@ -34,6 +34,7 @@ _CANDIDATES: Final = 3
 _MORE_CANDIDATES: Final = 8
 _POOL: Final = 100
 _COLUMNS: Final = ("chunk_id", "document", "heading", "text", "start_offset", "end_offset", "token_count")
+_HEADING_BOOST: Final = 0.6
 _SAME_SHARE: Final = 0.8
 _CONTENTS_SHARE: Final = 0.6
 _LEAST_ENTRIES: Final = 3
@@ -164,7 +165,11 @@ class _Words:
         hits = self.of(rows)
         if floor and not any(hit.share >= FLOOR or self._is_in_heading(rows[id_]) for id_, hit in hits.items()):
             return []
-        return _distinct(rows, {id_: hit.score * _use_of(rows[id_]) for id_, hit in hits.items()}, top_k)
+        return _distinct(rows, {id_: hit.score * self._use_of(rows[id_]) for id_, hit in hits.items()}, top_k)
+
+    def _use_of(self, row: Mapping[str, Any]) -> float:
+        """How much of a chunk's score counts: more where its headings have the question's words."""
+        return _use_of(row) * (1 + _HEADING_BOOST * self.found.share_in(heading_terms(row["heading"], "")))
 
     def _is_in_heading(self, row: Mapping[str, Any]) -> bool:
         """Whether the question's rarest content word is in the chunk's headings."""
