@@ -9,7 +9,7 @@ import signal
 from typing import Any, ClassVar, cast
 
 import arq.worker
-from arq import func
+from arq import Retry, cron, func
 from arq.connections import RedisSettings
 from arq.typing import WorkerCoroutine
 from protostar_client.codec import dump_json, load_json
@@ -23,6 +23,18 @@ async def answer(_: dict[Any, Any], *, seconds: float = 0.0) -> str:
     """Take a while."""
     await asyncio.sleep(seconds)
     return "done"
+
+
+async def again(ctx: dict[Any, Any], *, seconds: float) -> str:
+    """Ask for one more attempt."""
+    if ctx["job_try"] == 1:
+        raise Retry(defer=seconds)
+    return "done"
+
+
+async def tick(ctx: dict[Any, Any]) -> None:
+    """Note which run this is, by the time that its id names."""
+    await ctx["redis"].rpush("ticks", ctx["job_id"].rpartition(":")[2])
 
 
 async def kill(_: dict[Any, Any], *, seconds: float = 0.0) -> None:
@@ -40,10 +52,16 @@ async def exhaust(_: dict[Any, Any]) -> None:
         pass
 
 
+JOBS = (answer, again, kill, exhaust)
+
+
 class WorkerSettings:
     """Bare, as ARQ reads it."""
 
-    functions: ClassVar = [func(cast(WorkerCoroutine, job), name=job.__name__) for job in (answer, kill, exhaust)]
+    functions: ClassVar = [
+        func(cast(WorkerCoroutine, job), name=job.__name__) for job in (answer, again, kill, exhaust)
+    ]
+    cron_jobs: ClassVar = [cron(cast(WorkerCoroutine, tick), second=set(range(60)))]
     redis_settings = RedisSettings.from_dsn(os.environ["REDIS_URL"])
     redis_url = os.environ["REDIS_URL"]
     max_jobs = 100
