@@ -7,8 +7,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Final
 
-from langchain_text_splitters import RecursiveCharacterTextSplitter
-
 from rag.corpus.tokens import TokenCounter, next_boundary, previous_boundary
 
 # From the best place to cut to the worst. A sentence ends with a stop and a space in Korean ("했다. ") as in
@@ -34,6 +32,9 @@ def split(text: str, counter: TokenCounter, limit: int, measure: Callable[[str],
 
     The parts joined are the text. `measure` tells roughly how many tokens a part has, so a part can have more.
     """
+    # Imported here, because it takes 0.15 s, and what only searches does not cut.
+    from langchain_text_splitters import RecursiveCharacterTextSplitter
+
     splitter = RecursiveCharacterTextSplitter(
         separators=list(_SEPARATORS),
         is_separator_regex=True,
