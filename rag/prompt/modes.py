@@ -1,4 +1,4 @@
-"""The prompts folder: one Markdown file a mode, `summary.md`, and if the folder has one `session_summary.md`."""
+"""Loads the prompts folder: one Markdown file per mode, `summary.md`, and optionally `session_summary.md`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _MODE: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
 class PromptsError(Exception):
-    """The prompts folder can't be used; the message names the file and says what to do."""
+    """The prompts folder cannot be used. The message names the file and the remedy."""
 
 
 class UnknownModeError(Exception):
-    """There is no such mode; `modes` are those there are."""
+    """A mode does not exist. `modes` lists the existing ones."""
 
     def __init__(self, mode: str, modes: tuple[str, ...]) -> None:
         super().__init__(f"there is no mode {mode!r}; use one of {', '.join(modes)}")
@@ -34,7 +34,7 @@ class UnknownModeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """The personas by mode, and the rules for summaries of an answer and of a session, as read at start."""
+    """The personas by mode, and the rules for summaries of an answer and of a session, read at start."""
 
     personas: Mapping[str, str]
     summary: str
@@ -42,11 +42,11 @@ class Prompts:
 
     @property
     def modes(self) -> tuple[str, ...]:
-        """The chat modes, in the order of the alphabet."""
+        """The chat modes in alphabetical order."""
         return tuple(sorted(self.personas))
 
     def persona(self, mode: str) -> str:
-        """The persona of a chat mode.
+        """Return the persona of a chat mode.
 
         Raises:
             UnknownModeError: the folder holds no file of that name.
@@ -58,12 +58,12 @@ class Prompts:
 
 
 def load_prompts(folder: Path) -> Prompts:
-    """Read every `NAME.md` of a folder; a `README.md` and hidden files are no prompts.
+    """Read every `NAME.md` of a folder; a `README.md` and hidden files are not prompts.
 
-    Without a `session_summary.md` of its own a folder has the shipped one.
+    A folder without `session_summary.md` gets the shipped one.
 
     Raises:
-        PromptsError: the folder or a file is missing, empty, unreadable, or has a name that no mode can have.
+        PromptsError: the folder or a file is missing, empty, unreadable, or has a name that is not allowed.
     """
     try:
         paths = sorted(path for path in folder.iterdir() if path.suffix == ".md" and path.is_file())

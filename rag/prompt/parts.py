@@ -24,7 +24,7 @@ PAGE_CUT_NOTE: Final = "[… the page is cut here: the rest did not fit]"
 
 @dataclass(frozen=True, slots=True)
 class TurnPart:
-    """An earlier turn as a prompt holds it: its question, perhaps shortened, and its answer or that one's summary."""
+    """An earlier turn in a prompt: its question, perhaps shortened, and its answer or the summary of its answer."""
 
     question: str
     answer: str
@@ -33,7 +33,7 @@ class TurnPart:
 
 @dataclass(frozen=True, slots=True)
 class PassagePart:
-    """A passage; `chunk_id` is None where it has none."""
+    """A passage in a prompt. `chunk_id` is None for a passage that is not a chunk."""
 
     document: str
     heading: str
@@ -81,17 +81,17 @@ def prompt_version(persona: str) -> str:
 
 
 def note_after_persona(tags: PromptTags) -> str:
-    """The text that follows the persona where there are blocks."""
+    """Format the note that follows the persona where there are blocks."""
     return "\n\n" + tags.note
 
 
 def session_summary_block(tags: PromptTags, summary: str) -> str:
-    """The summary of a session's older turns; empty where there is none."""
+    """Format the summary of a session's older turns; empty without a summary."""
     return tags.block("session-summary", summary) if summary else ""
 
 
 def turn_block(tags: PromptTags, turn: TurnPart) -> str:
-    """An earlier turn."""
+    """Format an earlier turn."""
     question = tags.block("question", turn.question)
     if not turn.answer:
         return question
@@ -99,12 +99,12 @@ def turn_block(tags: PromptTags, turn: TurnPart) -> str:
 
 
 def page_block(tags: PromptTags, page: str, *, is_cut: bool) -> str:
-    """The page being read; empty where there is none."""
+    """Format the page being read; empty without a page."""
     if not page:
         return ""
     return tags.block("page", f"{page}\n{PAGE_CUT_NOTE}" if is_cut else page)
 
 
 def passage_block(tags: PromptTags, passage: PassagePart) -> str:
-    """A passage from the documents."""
+    """Format a passage from the documents."""
     return tags.block("passage", passage.text, document=passage.document, heading=passage.heading)

@@ -1,4 +1,4 @@
-"""Rolling the older turns of a session up into its summary: what stays, what goes in, how it is asked for. Pure."""
+"""Rolls the older turns of a session up into its summary: chooses the turns and builds the prompt. Pure."""
 
 from __future__ import annotations
 
@@ -21,57 +21,56 @@ from rag.prompt.tags import PromptTags
 from rag.providers.protocol import ChatMessage
 
 QUESTION_TOKENS: Final = 256
-"""What a prompt's own question is taken to need when the history's share is worked out."""
+"""The size of a question that is assumed when the history's share is computed."""
 LEAST_SUMMARY_TOKENS: Final = 48
 LEAST_ROOM_TOKENS: Final = 300
-"""Of a roll-up's prompt, for the turns: a question, an answer and their tags, cut to a part of it each."""
+"""The least room for turns in the prompt of a roll-up: a question and an answer, both cut, and their tags."""
 NOTE_TOKENS: Final = 200
-"""Kept for a note of what was wrong with a first try."""
+"""Room that is kept for a note about the errors of a first try."""
 
 _CODE_OF_COUNTING: Final = "7f3a9c1e"
 
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """How the history's part of a prompt is shared out, in tokens.
+    """The shares of summary and turns in the history's room, in tokens.
 
-    When summary and tail have outgrown `history`, and a prompt had to leave turns out, the tail is rolled up until
-    `kept` is left of it, and the new summary has at most `summary`: what is left over is room for turns until it
-    happens again.
+    When summary and tail are larger than `history`, and a prompt had to leave turns out, the tail is rolled up until
+    `kept` is left of it, and the new summary has at most `summary`. The rest is room for turns until the next roll-up.
     """
 
     history: int
 
     @classmethod
     def of_window(cls, context_window: int, *, max_output_tokens: int, persona_tokens: int) -> Self:
-        """The shares in a model's window."""
+        """Compute the shares in a model's window."""
         room = context_window - max_output_tokens - persona_tokens - QUESTION_TOKENS
         return cls(max(0, int(room * HISTORY_SHARE)))
 
     @property
     def summary(self) -> int:
-        """The most that a session's summary has."""
+        """The largest size of a session's summary."""
         return int(self.history * SUMMARY_SHARE)
 
     def kept(self, tail_tokens: int) -> int:
-        """What the newest turns keep, which stay out of a roll-up of a tail of so many tokens.
+        """Compute the size of the newest turns that stay out of a roll-up of a tail of so many tokens.
 
-        What the history has in any prompt; only the half of a tail that is hardly longer, or the next turn would be
-        due again.
+        They fit into the history's share of any prompt. At most half of the tail stays, or the next turn would cause
+        another roll-up.
         """
         return min(self.history - self.summary, tail_tokens // 2)
 
     @property
     def can_hold_summary(self) -> bool:
-        """Whether the window is large enough for a session's summary to say anything."""
+        """Whether the window is large enough for a useful summary."""
         return self.summary >= LEAST_SUMMARY_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
 class RollUpPrompt:
-    """What asks for a new summary of a session.
+    """The prompt for a new summary of a session.
 
-    It holds the first `turns` of those it was made of. `source` is what the summary may take its numbers from.
+    It contains the first `turns` of the turns it was built from. The summary may contain the numbers of `source` only.
     """
 
     parts: PromptParts
@@ -79,19 +78,19 @@ class RollUpPrompt:
     source: str
 
     def messages(self, note: str = "") -> list[ChatMessage]:
-        """The messages; `note`, of at most `NOTE_TOKENS`, says what was wrong with an earlier try."""
+        """Make the messages. `note`, of at most `NOTE_TOKENS`, names the errors of an earlier try."""
         return compose(replace(self.parts, question=note))
 
 
 def history_tokens(summary: str | None, turns: Sequence[Turn], count: Count) -> int:
-    """What a session's summary and turns take in a prompt."""
+    """Count the tokens of a session's summary and turns in a prompt."""
     tags = PromptTags(_CODE_OF_COUNTING)
     turn_tokens = (count(turn_block(tags, _in_a_prompt(turn))) for turn in turns)
     return count(session_summary_block(tags, summary or "")) + sum(turn_tokens)
 
 
 def newest_that_stay(shares: Shares, turns: Sequence[Turn], count: Count) -> int:
-    """How many of the newest turns stay out of a roll-up of a tail, the newest in any case."""
+    """Count the newest turns that stay out of a roll-up of a tail. The newest always stays."""
     tags = PromptTags(_CODE_OF_COUNTING)
     sizes = [count(turn_block(tags, _in_a_prompt(turn))) for turn in turns]
     room = shares.kept(sum(sizes))
@@ -117,7 +116,7 @@ def build_roll_up(
     """Fit the earlier summary and as many of the oldest turns as there is room for into a prompt; sizes in tokens.
 
     Args:
-        rules: those of `session_summary.md`.
+        rules: the rules of `session_summary.md`.
         summary: the session's summary so far.
         turns: oldest first, at least one. One that is too long is cut at the end of a sentence.
         context_window: prompt and summary together.
@@ -137,7 +136,7 @@ def build_roll_up(
         parts = replace(bare, turns=tuple(taken))
         if sum(count(message["content"]) for message in compose(parts)) <= limit:
             return RollUpPrompt(parts, len(taken), _source(parts))
-        taken.pop()  # parts counted alone and joined may differ by a few tokens; what is sent is what must fit
+        taken.pop()  # parts counted alone and counted together may differ by a few tokens
     raise PromptTooLongError(
         persona=head, question=0, answer_reserve=max_output_tokens + NOTE_TOKENS, context_window=context_window
     )
@@ -154,14 +153,14 @@ def _fitting(tags: PromptTags, turns: Sequence[Turn], room: int, count: Count) -
 
 
 def _cut(turn: Turn, room: int, count: Count) -> TurnPart:
-    """A turn that fits a room: its question gets a fourth of it, its answer or summary the half."""
+    """Cut a turn to a room: its question to a fourth, its answer or summary to half of it."""
     question = cut_to_tokens(turn.question[:LONG_QUESTION_CHARACTERS], room // 4, count)
     answer = cut_to_tokens(turn.answer if turn.summary is None else turn.summary, room // 2, count)
     return TurnPart(question, answer, is_summary=turn.summary is not None)
 
 
 def _in_a_prompt(turn: Turn) -> TurnPart:
-    """A turn as a prompt of a question holds it, give or take a few tokens."""
+    """The form of a turn in the prompt of a question; its size may differ by a few tokens."""
     if turn.summary is None:
         return TurnPart(turn.question, turn.answer, is_summary=False)
     return TurnPart(turn.question[:LONG_QUESTION_CHARACTERS], turn.summary, is_summary=True)

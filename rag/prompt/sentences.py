@@ -1,4 +1,4 @@
-"""Where sentences end, in Korean and in English, and cutting a text there."""
+"""Finds the ends of sentences in Korean and in English, and cuts a text there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 _CANDIDATE: Final = re.compile(
-    r"""(?P<code>`[^`\n]+`)                       # inline code is never looked into
+    r"""(?P<code>`[^`\n]+`)                       # inline code is skipped
       | (?P<gap>\n[ \t\r]*\n)                     # a blank line ends whatever stands before it
       | (?P<mark>[.!?。！？…]+)(?P<closers>["'”’)\]」』》*_]*)
     """,
@@ -28,10 +28,10 @@ _LINE: Final = re.compile(r"[^\n]*\n|[^\n]+")
 
 
 def sentence_ends(text: str) -> Iterator[int]:
-    """Yield the offset after each sentence of `text`, rising; a rest without an end mark is one too.
+    """Yield the offset after each sentence of `text`, rising. A rest without an end mark is a sentence, too.
 
-    Dots in numbers, versions, file names, abbreviations and list markers end nothing; a single line break
-    doesn't either, a blank line does.
+    A dot in a number, a version, a file name, an abbreviation or a list marker does not end a sentence, nor does a
+    single line break. A blank line does.
     """
     start = 0
     for match in _CANDIDATE.finditer(text):
@@ -46,7 +46,7 @@ def sentence_ends(text: str) -> Iterator[int]:
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of `text` without the white space around them."""
+    """Split a text into its sentences, without the white space around them."""
     sentences: list[str] = []
     start = 0
     for end in sentence_ends(text):
@@ -56,10 +56,9 @@ def split_sentences(text: str) -> list[str]:
 
 
 def cut_to_tokens(text: str, room: int, count: Callable[[str], int]) -> str:
-    """The longest start of `text` that ends with a line or a sentence and has at most `room` tokens.
+    """Return the longest start of `text` that ends with a line or a sentence and has at most `room` tokens.
 
-    Reads no further than that. A text without such an end is cut where the room ends, between two words if it
-    has any.
+    Nothing after that is read. A text without such an end is cut where the room ends, between two words if possible.
     """
     tokens = start = whole = 0
     for end, is_sentence_end in pieces(text):
@@ -69,7 +68,7 @@ def cut_to_tokens(text: str, room: int, count: Callable[[str], int]) -> str:
         start = end
         if is_sentence_end:
             whole = end
-    # A title and then a long run without any end: the run's start says more than the title alone.
+    # After a title follows a long run without an end: the start of the run is worth more than the title alone.
     end = whole if whole * 2 >= start else start
     return text[:end].rstrip()
 
@@ -103,7 +102,7 @@ def _ends(text: str, match: re.Match[str]) -> bool:
 
 
 def _ends_without_space(text: str, match: re.Match[str], after: str) -> bool:
-    """Full-width marks need no space after them; neither does a Korean verb's ending (`했다.그리고`)."""
+    """Full-width marks need no space after them, and neither does a Korean verb's ending (`했다.그리고`)."""
     if match["closers"]:
         return False
     if _FULL_WIDTH.intersection(match["mark"]):

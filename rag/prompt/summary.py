@@ -1,4 +1,4 @@
-"""How a summary is asked for, and what it may be: one paragraph, three sentences, no new number. Pure."""
+"""Builds the prompt of a summary, and checks the summary: one paragraph, three sentences, no new number. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rag.providers.protocol import ChatMessage
 
 MAX_SENTENCES: Final = 3
 MAX_CHARACTERS: Final = 1_000
-"""A text above this is not short however few full stops it has; a summary is cut to it."""
+"""The longest summary. A longer text is not its own summary, however few sentences it has."""
 
 _CODE_FENCE: Final = re.compile(r"^[ \t]*(```|~~~).*?(?:^[ \t]*\1[^\n]*$|\Z)", re.MULTILINE | re.DOTALL)
 _HEADING: Final = re.compile(r"^[ \t]*#{1,6}(?:[ \t][^\n]*)?$", re.MULTILINE)
@@ -40,12 +40,12 @@ def build_summary_prompt(
     note: str = "",
     tag_code: str | None = None,
 ) -> list[ChatMessage]:
-    """The messages that ask for the summary of an answer, by the rules of `summary.md`; sizes in tokens.
+    """Build the messages of a request for the summary of an answer. All sizes are tokens.
 
-    `note` says at the end what was wrong with an earlier try (`what_is_wrong`).
+    `rules` are the rules of `summary.md`. `note` names the errors of an earlier try (`what_is_wrong`).
 
     Raises:
-        PromptTooLongError: the rules and the note alone don't fit beside the summary's reserve.
+        PromptTooLongError: the rules and the note alone do not fit beside the summary's reserve.
     """
     no_passages: Sequence[PassageLike] = ()
     return build_prompt(
@@ -61,7 +61,7 @@ def build_summary_prompt(
 
 
 def short_enough(answer: str) -> bool:
-    """Whether an answer is its own summary, so that no model need be asked."""
+    """Whether an answer is its own summary, so that no request is needed."""
     text = answer.strip()
     if len(text) > MAX_CHARACTERS or _BLANK_LINE.search(text):
         return False
@@ -71,7 +71,7 @@ def short_enough(answer: str) -> bool:
 
 
 def what_is_wrong(text: str, source: str, *, max_sentences: int | None = MAX_SENTENCES) -> str:
-    """What to tell a model whose summary of `source` breaks a rule that it can mend; empty where none is broken."""
+    """Describe, for the model, the rules that its summary of `source` breaks; empty where it breaks none."""
     paragraph = to_paragraph(text)
     if not paragraph:
         return "Your summary was empty. Write it."
@@ -88,9 +88,9 @@ def what_is_wrong(text: str, source: str, *, max_sentences: int | None = MAX_SEN
 
 
 def to_summary(text: str) -> str:
-    """Make one paragraph of at most three sentences of a model's text, cut at the end of a sentence.
+    """Turn a model's text into one paragraph of at most three sentences, cut at the end of a sentence.
 
-    Empty where nothing is left.
+    The result may be empty.
     """
     paragraph = to_paragraph(text)
     ends = [0, *sentence_ends(paragraph)][: MAX_SENTENCES + 1]
@@ -101,25 +101,25 @@ def to_summary(text: str) -> str:
 
 
 def to_supported_summary(text: str, source: str) -> str:
-    """As `to_summary`, without the sentences that hold a number which `source` does not.
+    """Turn a model's text into a summary without the sentences that contain a number that is not in `source`.
 
-    Where no sentence is left, the first ones of the source.
+    Where no sentence is left, the summary is the first sentences of the source.
     """
     return to_summary(without_unsupported(to_paragraph(text), source)) or to_summary(source)
 
 
 def to_session_summary(text: str, source: str, *, max_tokens: int, count: Count) -> str:
-    """Make one paragraph of at most `max_tokens` of a model's text, cut at the end of a sentence.
+    """Turn a model's text into one paragraph of at most `max_tokens`, cut at the end of a sentence.
 
-    Without the sentences that hold a number which `source` does not; empty where nothing is left.
+    Sentences that contain a number that is not in `source` are left out. The result may be empty.
     """
     paragraph = without_unsupported(to_paragraph(text), source)
-    # A sentence that alone is too long is cut anywhere: that may make a new number of one.
+    # A sentence that alone is too long is cut anywhere, which may make a new number.
     return without_unsupported(cut_to_tokens(paragraph, max_tokens, count), source)
 
 
 def without_unsupported(text: str, source: str) -> str:
-    """A text without the sentences that hold a number which `source` does not."""
+    """Remove the sentences that contain a number that is not in `source`."""
     known = numbers_of(source)
     if not numbers_outside(known, text):
         return text
@@ -127,9 +127,9 @@ def without_unsupported(text: str, source: str) -> str:
 
 
 def to_paragraph(text: str) -> str:
-    """Make one paragraph of a model's text.
+    """Turn a model's text into one paragraph.
 
-    Headings, code blocks, what it thought and a leading "Summary:" are left out, list items become sentences.
+    Headings, code blocks, thoughts and a leading "Summary:" are left out. List items become sentences.
     """
     text = _THOUGHT.sub("", text)
     return _one_paragraph(_CODE_FENCE.sub("\n\n", text)) or _one_paragraph(text.replace("`", " "))
@@ -157,7 +157,7 @@ def _is_finished(text: str) -> bool:
 
 
 def _cut_at_word(text: str) -> str:
-    """Cut a sentence that alone is over the limit, not within a number; the mark says that it goes on."""
+    """Cut a sentence that alone is over the limit, but not inside a number, and mark the cut."""
     head = text[: MAX_CHARACTERS - 1]
     space = head.rfind(" ", MAX_CHARACTERS // 2)
     if space >= 0:

@@ -1,4 +1,4 @@
-"""Counting the tokens of prompts, and no part of them twice."""
+"""Counts the tokens of prompts, each part once."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from rag.corpus.tokens import TokenCounter
 
 _PIECES: Final = 4096
 _LONGEST_PIECE_CHARACTERS: Final = 4_000
-"""A longer piece is not kept: together with their number this bounds the memory, to some 30 MB at worst."""
+"""Longer pieces are not kept. Together with the number of pieces this bounds the memory to about 30 MB."""
 
 
 class TokenMemo:
-    """Counts as its `TokenCounter` does, to the token.
+    """Counts exactly as its `TokenCounter` does, and remembers the counts of pieces.
 
-    A prompt is counted part by part while it is put together and once more as it is sent, and the next prompt of its
-    session holds most of its texts again, between other tags: each of them costs the tokenizer once.
+    A prompt is counted part by part while it is built and once more as a whole, and the next prompt of the session
+    contains most of its texts again. The tokenizer reads each of them once.
     """
 
     def __init__(self, tokens: TokenCounter) -> None:
@@ -25,7 +25,7 @@ class TokenMemo:
         self._count_kept = lru_cache(_PIECES)(tokens.count)
 
     def count(self, text: str) -> int:
-        """The number of tokens of `text`."""
+        """Count the tokens of `text`."""
         total = 0
         for piece in _pieces(text):
             total += self._count_kept(piece) if len(piece) <= _LONGEST_PIECE_CHARACTERS else self._count(piece)
@@ -33,9 +33,9 @@ class TokenMemo:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """Lines that begin with a tag, and what stands between them.
+    """Split a text into lines that begin with a tag, and the texts between them.
 
-    OpenAI's encodings cut there as well: only white space and a slash make one token with the line break before them.
+    OpenAI's encodings split there as well: only white space and a slash share a token with the line break before them.
     """
     start = at = 0 if text.startswith("<") else text.find("\n<") + 1
     if start:

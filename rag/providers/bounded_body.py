@@ -48,12 +48,19 @@ def bound_body(response: Any, translator: Translator) -> None:
         raise translator.unavailable("compressed its answer, which was not asked for")
     if encodings:
         del response.headers["content-encoding"]  # the stream is decompressed here, not by the library
-    is_error = not 200 <= response.status_code < 300
-    limit = ERROR_BYTES if is_error else _limit.get()
+    limit = _limit.get()
+    is_error = not 200 <= response.status_code < 300 or (limit is None and not may_be_events(response))
+    limit = ERROR_BYTES if is_error else limit
     if limit is None and not encodings:
         return
     stream = response.stream
     response.stream = _stream_type(stream.__class__)(stream, translator, limit, bool(encodings), is_error)
+
+
+def may_be_events(response: Any) -> bool:
+    """Whether the body of a response may be a stream of events, and not an error in its place."""
+    kind = response.headers.get("content-type", "")
+    return "json" not in kind and "html" not in kind
 
 
 class _BoundedStream:

@@ -80,14 +80,18 @@ class Translator:
         status: int,
         headers: Mapping[str, str] | None = None,
         prompt: Sequence[str] = (),
+        text: str = "",
     ) -> ProviderError:
-        """The error for a body, or for a chunk, that holds an `error`; `status` is the response's own."""
+        """Make the error for a body, or for a chunk, that holds an `error`.
+
+        `status` is the response's own. `text` is a body that is not JSON, or that was cut: it is searched, not shown.
+        """
         details = _details(body)
         status = status if status >= 400 else _status_in(details.get("code")) or status
         said = self._safe(_cut(details.get("message")), prompt)
         if said == _LEFT_OUT:
             said += _sizes_in(details)
-        marks = " ".join(_cut(details.get(name)) for name in ("code", "type", "message"))
+        marks = _cut(text) if not details else " ".join(_cut(details.get(name)) for name in ("code", "type", "message"))
         message = self._message(status, said)
         return _classify(status, marks, message, retry_after_s(headers or {}))
 
@@ -99,7 +103,7 @@ class Translator:
             body = None
         if status < 400 and not _details(body):
             return self.unavailable("answered with something else than a completion; check the base URL")
-        return self.of_body(body, status=status, headers=headers, prompt=prompt)
+        return self.of_body(body, status=status, headers=headers, prompt=prompt, text=text)
 
     def unavailable(self, what: str) -> ProviderUnavailableError:
         """The error for an answer that is no whole answer."""

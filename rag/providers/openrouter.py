@@ -13,6 +13,7 @@ from openrouter.errors import OpenRouterError, ResponseValidationError
 from openrouter.utils import BackoffStrategy, RetryConfig
 
 from rag.providers.adapter import CONNECT_TIMEOUT_S, MOST_REDIRECTS, STREAMED, Adapter, Headers
+from rag.providers.bounded_body import may_be_events
 from rag.providers.protocol import CompletionRequest, ProviderError
 from rag.providers.streaming import Limits
 
@@ -100,8 +101,7 @@ def _listen() -> list[httpx.Response]:
 
 async def _note(response: httpx.Response) -> None:
     _received.get().append(response)
-    kind = response.headers.get("content-type", "")
-    if response.is_success and "json" not in kind and "html" not in kind:
+    if response.is_success and may_be_events(response):
         # Events under another name would be read to their end, as the text of an error.
         response.headers["content-type"] = "text/event-stream"
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar, cast
 
 from rag.providers.answer import AnswerReader, prompt_texts
+from rag.providers.bounded_body import ERROR_BYTES, may_be_events
 from rag.providers.errors import Translator
 from rag.providers.protocol import CompletionRequest, ProviderError, StalledError, StreamPart
 from rag.providers.sse import EventReader, MalformedEventError
@@ -17,8 +18,6 @@ T = TypeVar("T")
 
 USAGE_WAIT_S: Final = 5.0
 """How long to wait for the usage once the finish reason is there: the answer is whole without it."""
-
-_ERROR_BODY_BYTES: Final = 64 * 1024
 
 
 class Response(Protocol):
@@ -138,7 +137,7 @@ async def read_parts(
     Raises:
         ProviderError: the answer broke off, stalled, or is none.
     """
-    if not _may_be_events(response):
+    if not may_be_events(response):
         with translator.guard():
             raise await patience.wait(_error_of(response, request, translator))
     answer = AnswerReader(request, translator)
@@ -188,16 +187,11 @@ def _well_formed(events: Iterator[dict[str, Any]], translator: Translator) -> It
         raise translator.unavailable(f"sent a broken stream: {error}") from None
 
 
-def _may_be_events(response: Response) -> bool:
-    kind = response.headers.get("content-type", "")
-    return "json" not in kind and "html" not in kind
-
-
 async def _error_of(response: Response, request: CompletionRequest, translator: Translator) -> ProviderError:
     body = b""
     async for part in response.aiter_bytes():
         body += part
-        if len(body) > _ERROR_BODY_BYTES:
+        if len(body) > ERROR_BYTES:
             break
     text = body.decode(errors="replace")
     return translator.of_response(response.status_code, text, response.headers, prompt_texts(request))

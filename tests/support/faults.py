@@ -102,6 +102,7 @@ def error_chunk(said: str, code: int | str) -> Behaviour:
     return {"pieces": PIECES, "after": 1, "fault": "error_chunk", "error": {"message": said, "code": code}}
 
 
+MEGABYTE: Final = "0" * 1_000_000
 CONTEXT_LENGTH: Final = "This model's maximum context length is 8192 tokens."
 
 REACHING: Final = [
@@ -164,6 +165,7 @@ BREAKING: Final = [
     again("malformed JSON in an event", raw(DELTAS + 'data: {"id": "broken\n\n' + END)),
     again("an event that is a JSON list", raw(DELTAS + event([1]) + END)),
     again("text that is not UTF-8 but EUC-KR", raw(DELTAS + END, encoding="euc-kr")),
+    again("gzip that inflates without end", raw("data: ", MEGABYTE, raw_times=None, gzip=True)),
     again("a line that never ends", raw("data: ", *["가" * 20_000] * 2, raw_times=None)),
 ]
 
@@ -173,6 +175,7 @@ NO_STREAM: Final = [
     again("200 with HTML", {"body": "<html>hello</html>", "content_type": "text/html"}),
     again("200 with an empty body", {"body": ""}),
     again("200 with a whole answer in place of a stream", {"body": json.dumps({"choices": [{"message": {}}]})}),
+    again("200 with JSON that never ends", {"raw": ['{"x": "', MEGABYTE], "raw_times": None}),
     again("events that call themselves JSON", {"body": DELTAS + END}),
 ]
 
@@ -198,6 +201,9 @@ ODD: Final = [
     right("content that is null, with a role", raw(thought() + DELTAS + END)),
     right("no usage", raw(DELTAS + finish() + DONE)),
     right("a usage of nonsense", raw(DELTAS + finish(usage={"prompt_tokens": "many"}) + DONE)),
+    right("a usage of 1e300", raw(DELTAS + finish(usage=USAGE | {"prompt_tokens": 1e300}) + DONE)),
+    right("a usage below zero", raw(DELTAS + finish(usage=USAGE | {"completion_tokens": -1}) + DONE)),
+    right("a finish reason of 80 characters", {"pieces": PIECES, "finish_reason": "stop" * 20}),
     right("usage before the finish reason", raw(DELTAS + event({"choices": [], "usage": USAGE}) + finish() + DONE)),
     right("usage beside the finish reason", raw(DELTAS + finish(usage=USAGE) + DONE)),
     right("no `[DONE]`", raw(DELTAS + finish(usage=USAGE))),
@@ -229,6 +235,7 @@ STATUSES: Final = [
     final("400, context length", status(400, CONTEXT_LENGTH, "context_length_exceeded"), "context_length"),
     final("400, content filter", status(400, "no", "content_filter"), "content_filtered"),
     final("400, anything else", status(400, "no such field"), "provider_error"),
+    final("400, context length, in a body of 3 MB", status(400, CONTEXT_LENGTH + "7" * 3_000_000), "context_length"),
     final("401", status(401), "provider_error"),
     final("402, no credit", status(402), "provider_error"),
     final("403", status(403), "provider_error"),
@@ -246,6 +253,9 @@ STATUSES: Final = [
     final("429, quota used up", status(429, code="insufficient_quota"), "provider_error"),
     again("500", status(500)),
     final("500 every time", status(500), "provider_unavailable", requests=MAX_TRIES),
+    again("500 whose body never ends", {"status": 500, "raw": [MEGABYTE], "raw_times": None}),
+    again("500 whose body inflates without end", {"status": 500, "raw": [MEGABYTE], "raw_times": None, "gzip": True}),
+    again("500 whose body falls silent", {"status": 500, "raw": ["{"], "fault": "stall"}, limit_s=FIRST_TOKEN_S),
     again("502 with HTML", {"status": 502, "body": "<html>", "content_type": "text/html"}),
     again("503, Retry-After: 1", status(503, headers={"Retry-After": "1"})),
     again("529, overloaded", status(529)),
