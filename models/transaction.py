@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 import asyncpg
 from tortoise.backends.base.client import BaseDBAsyncClient, TransactionContext
-from tortoise.exceptions import DBConnectionError, OperationalError
+from tortoise.exceptions import DBConnectionError, OperationalError, TransactionManagementError
 from tortoise.transactions import in_transaction
 
 T = TypeVar("T")
@@ -24,13 +24,13 @@ _TRANSIENT: Final = (
     TimeoutError,
     DBConnectionError,
     asyncpg.PostgresConnectionError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.QueryCanceledError,
+    asyncpg.OperatorInterventionError,  # shutdown, crash, start-up, cancelled query
+    asyncpg.InsufficientResourcesError,  # disk full, out of memory, too many connections
+    asyncpg.PostgresSystemError,  # I/O errors
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.LockNotAvailableError,
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
-    asyncpg.TooManyConnectionsError,
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
@@ -38,10 +38,14 @@ _TRANSIENT: Final = (
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether PostgreSQL may answer the same statement later: it is away, restarting, frozen or contended."""
-    if isinstance(error, _TRANSIENT):
-        return True
-    return isinstance(error, OperationalError) and any(isinstance(arg, _TRANSIENT) for arg in error.args)
+    """Whether PostgreSQL may run the same statement later: it is away, restarting, contended, read-only or full."""
+    return _is_one_of(error, _TRANSIENT)
+
+
+def _is_one_of(error: BaseException, types: type[BaseException] | tuple[type[BaseException], ...]) -> bool:
+    """Whether an error is of a type, by itself or inside the error that Tortoise makes of it."""
+    is_wrapped = isinstance(error, OperationalError | TransactionManagementError)
+    return isinstance(error, types) or (is_wrapped and any(isinstance(arg, types) for arg in error.args))
 
 
 async def transact(
@@ -72,7 +76,12 @@ async def transact(
                 await connection.execute_query(_LONGEST_PAUSE, [f"{int(longest_pause_s * 1000)}ms"])
             result = await work(connection)
         except BaseException as error:
-            await transaction.__aexit__(type(error), error, error.__traceback__)
+            kind = type(error)
+            if _is_one_of(error, asyncpg.ReadOnlySQLTransactionError):
+                # The server may have been demoted, so the next attempt needs a new connection.
+                _discard_connection(transaction)
+                kind = TransactionManagementError  # for which Tortoise sends no rollback
+            await transaction.__aexit__(kind, error, error.__traceback__)
             raise
         await transaction.__aexit__(None, None, None)
         return result
@@ -101,7 +110,7 @@ def _forget_row(error: BaseException | None) -> None:
 
 
 def _discard_connection(transaction: TransactionContext) -> None:
-    """Close the connection of a transaction whose BEGIN failed: Tortoise never gives it back to the pool."""
+    """Close the connection of a transaction: one whose BEGIN failed is never given back to the pool by Tortoise."""
     connection = getattr(getattr(transaction, "client", None), "_connection", None)
     if connection is not None and not connection.is_closed():
         connection.terminate()

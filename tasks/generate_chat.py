@@ -10,7 +10,8 @@ from rag.prompt.modes import PAGE_CONTEXT, Prompts, UnknownModeError
 from tasks.context import Context
 from tasks.turn.caps import Caps
 from tasks.turn.charges import OpenCharge, billed
-from tasks.turn.endings import finish, publish_stored, raise_recorded_ending
+from tasks.turn.endings import finish, finish_kept, publish_stored, raise_recorded_ending
+from tasks.turn.kept_answers import read_kept_answer
 from tasks.turn.lost_charges import close_lost_charges
 from tasks.turn.open import open_turn
 from tasks.turn.request import fit_prompt, gather
@@ -44,6 +45,8 @@ async def generate_chat(
     await close_lost_charges(ctx["redis"], tools.ratios, claim)
     if turn.stored is not None:
         return await publish_stored(tools, turn, turn.stored)
+    if (kept := await read_kept_answer(ctx["redis"], claim)) is not None:
+        return await finish_kept(tools, ctx["redis"], turn, kept)
     charge = OpenCharge(
         claim, user_uuid=request.user_uuid, provider=tools.provider.name, model=tools.settings.chat_model
     )
@@ -55,7 +58,7 @@ async def generate_chat(
         gathered = await gather(tools, turn, persona)
         prompt = await fit_prompt(tools, turn, gathered)
         answer = await stream_answer(ctx, turn, gathered, prompt, charge)
-    return await finish(tools, turn, answer)
+    return await finish(tools, ctx["redis"], turn, answer)
 
 
 def _persona(prompts: Prompts, request: ChatRequest) -> str:

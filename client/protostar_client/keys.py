@@ -41,6 +41,7 @@ LIMITS: Final = "protostar:limits"
 TOKEN_RATIOS: Final = "protostar:token-ratios"
 
 READER_PREFIX: Final = "protostar:reader:"
+KEPT_ANSWER_PREFIX: Final = "protostar:kept-answer:"
 
 
 def job(job_id: str) -> str:
@@ -81,6 +82,11 @@ def gate(provider: str, model: str) -> str:
 def reader(token: str) -> str:
     """The stream by which a client ends its own blocking read."""
     return READER_PREFIX + token
+
+
+def kept_answer(job_id: str) -> str:
+    """A whole answer that PostgreSQL has not stored yet."""
+    return KEPT_ANSWER_PREFIX + job_id
 
 
 def older_task(job_id: str) -> str:

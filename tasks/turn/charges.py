@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from decimal import Decimal
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from protostar_client.contract import Usage, clean_text
@@ -64,6 +64,21 @@ class OpenCharge:
         self._asked = model
         self._input_tokens = 0  # of the request under way
         self._has_row = False
+
+    def dump(self) -> dict[str, Any]:
+        """Describe the charge of an answer that is whole, as JSON values."""
+        user = None if self.user_uuid is None else str(self.user_uuid)
+        fields = {"provider": self.provider, "model": self.model, "attempt": self.attempt}
+        return {**fields, "user_uuid": user, "spent": self.spent.model_dump()}
+
+    @classmethod
+    def load(cls, claim: Claim, fields: Mapping[str, Any]) -> OpenCharge:
+        """Take up a charge of an earlier attempt at the job, to complete it."""
+        user = None if fields["user_uuid"] is None else UUID(fields["user_uuid"])
+        charge = cls(claim, user_uuid=user, provider=fields["provider"], model=fields["model"])
+        charge.attempt, charge.spent = fields["attempt"], Usage.model_validate(fields["spent"])
+        charge._input_tokens, charge._has_row = max(1, charge.spent.input_tokens), True
+        return charge
 
     @property
     def is_sent(self) -> bool:

@@ -15,14 +15,17 @@ from protostar_client.contract import (
     JobError,
     Usage,
 )
+from redis.asyncio import Redis
 
 from models import Message, MessageStatus
+from models.transaction import is_transient
 from tasks.context import Tools
 from tasks.engine.attempt import Attempt
 from tasks.engine.claim import Claim, JobCancelledError, LeaseLostError
 from tasks.turn.answer_events import AnswerEvents
 from tasks.turn.charges import CANCELLED, DONE, OpenCharge
 from tasks.turn.event_log import EventLog
+from tasks.turn.kept_answers import KeptAnswer, drop_kept_answer, keep_answer
 from tasks.turn.lost_charges import close_lost_charges
 from tasks.turn.open import open_turn
 from tasks.turn.store import AnswerRecord, store_answer
@@ -45,7 +48,7 @@ async def raise_recorded_ending(log: EventLog, claim: Claim) -> None:
     raise JobError(ending.code or ErrorCode.INTERNAL, ending.message or "")
 
 
-async def finish(tools: Tools, turn: Turn, answer: StreamedAnswer) -> dict[str, Any]:
+async def finish(tools: Tools, redis: Redis, turn: Turn, answer: StreamedAnswer) -> dict[str, Any]:
     """Commit a whole answer with its summary's job, then publish `done`; returns the job's result."""
     record = AnswerRecord(
         content=turn.events.text,
@@ -59,12 +62,33 @@ async def finish(tools: Tools, turn: Turn, answer: StreamedAnswer) -> dict[str, 
         recipe=answer.prompt.recipe,
     )
     try:
-        message = await store_answer(turn, record, answer.charge)
+        message = await _commit_or_keep(redis, turn, KeptAnswer(record, answer.charge))
     except (LeaseLostError, asyncio.CancelledError):
         await answer.charge.give_up()  # another attempt answers; the cost of this one is known all the same
         raise
     tools.outbox.wake()
     return await _publish_done(turn, message)
+
+
+async def finish_kept(tools: Tools, redis: Redis, turn: Turn, kept: KeptAnswer) -> dict[str, Any]:
+    """Commit the answer of an earlier attempt that PostgreSQL had refused, then publish it from its start."""
+    message = await store_answer(turn, kept.record, kept.charge)
+    await drop_kept_answer(redis, turn.claim.job_id)
+    tools.outbox.wake()
+    return await publish_stored(tools, turn, message)
+
+
+async def _commit_or_keep(redis: Redis, turn: Turn, answer: KeptAnswer) -> Message:
+    """Commit an answer; while PostgreSQL refuses it, Redis holds it for the case that this attempt does not live."""
+    try:
+        return await store_answer(turn, answer.record, answer.charge, retry_for_s=0)
+    except Exception as error:
+        if not is_transient(error):
+            raise
+    await keep_answer(redis, turn.claim.job_id, answer)
+    message = await store_answer(turn, answer.record, answer.charge)
+    await drop_kept_answer(redis, turn.claim.job_id)
+    return message
 
 
 async def publish_stored(tools: Tools, turn: Turn, stored: Message) -> dict[str, Any]:
