@@ -7,12 +7,12 @@ from typing import Any
 from protostar_client.contract import ChatRequest, ErrorCode, JobError
 
 from rag.prompt.modes import PAGE_CONTEXT, Prompts, UnknownModeError
+from tasks.billing.caps import Caps
+from tasks.billing.charges import OpenCharge, billed
+from tasks.billing.lost_charges import close_lost_charges
 from tasks.context import Context
-from tasks.turn.caps import Caps
-from tasks.turn.charges import OpenCharge, billed
 from tasks.turn.endings import finish, finish_kept, publish_stored, raise_recorded_ending
 from tasks.turn.kept_answers import read_kept_answer
-from tasks.turn.lost_charges import close_lost_charges
 from tasks.turn.open import open_turn
 from tasks.turn.request import fit_prompt, gather
 from tasks.turn.stream import stream_answer

@@ -15,10 +15,11 @@ from models.transaction import transact
 from rag.prompt.budget import Count, PromptTooLongError
 from rag.prompt.roll_up import Shares, build_roll_up
 from rag.prompt.summary import to_session_summary, what_is_wrong
+from tasks.billing.charges import DONE, OpenCharge
+from tasks.billing.lost_charges import close_lost_charges
 from tasks.context import Context
 from tasks.monitoring.logs import label_session
 from tasks.outbox import add_roll_up_job
-from tasks.turn.charges import DONE, OpenCharge
 from tasks.turn.history import (
     TAIL_MESSAGES,
     StoredTurn,
@@ -28,7 +29,6 @@ from tasks.turn.history import (
     shares_of,
     stored_turns,
 )
-from tasks.turn.lost_charges import close_lost_charges
 from tasks.turn.summary_model import complete_with_repair, no_room
 
 logger = structlog.stdlib.get_logger("protostar.summary")

@@ -12,12 +12,12 @@ from models import Message, MessageRole, MessageStatus, Session
 from models.transaction import transact
 from rag.prompt.summary import build_summary_prompt, short_enough, to_summary, to_supported_summary, what_is_wrong
 from rag.providers import ChatMessage
+from tasks.billing.charges import DONE, OpenCharge
+from tasks.billing.lost_charges import close_lost_charges
 from tasks.context import Context, Tools
 from tasks.monitoring.logs import label_session
 from tasks.outbox import add_roll_up_job
-from tasks.turn.charges import DONE, OpenCharge
 from tasks.turn.history import is_outgrown, shares_of
-from tasks.turn.lost_charges import close_lost_charges
 from tasks.turn.summary_model import complete_with_repair
 
 SUMMARY_MAX_TOKENS = 400

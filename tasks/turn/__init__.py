@@ -1,1 +1,1 @@
-"""The life of one question: in PostgreSQL, at the provider and on its event stream."""
+"""One question from the stored turn to the published ending: in PostgreSQL, at the provider and on its event stream."""

@@ -19,14 +19,14 @@ from redis.asyncio import Redis
 
 from models import Message, MessageStatus
 from models.transaction import is_transient
+from tasks.billing.charges import CANCELLED, DONE, OpenCharge
+from tasks.billing.lost_charges import close_lost_charges
 from tasks.context import Tools
 from tasks.engine.attempt import Attempt
 from tasks.engine.claim import Claim, JobCancelledError, LeaseLostError
 from tasks.turn.answer_events import AnswerEvents
-from tasks.turn.charges import CANCELLED, DONE, OpenCharge
 from tasks.turn.event_log import EventLog
 from tasks.turn.kept_answers import KeptAnswer, drop_kept_answer, keep_answer
-from tasks.turn.lost_charges import close_lost_charges
 from tasks.turn.open import open_turn
 from tasks.turn.store import AnswerRecord, store_answer
 from tasks.turn.stream import estimated_usage

@@ -14,10 +14,10 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from models import MessageStatus
+from tasks.billing.charges import DONE, OpenCharge
 from tasks.engine.claim import Claim
 from tasks.engine.scripts import REDIS_TIMEOUT_S
 from tasks.engine.waiting import AWAY
-from tasks.turn.charges import DONE, OpenCharge
 from tasks.turn.prompt_record import Recipe
 from tasks.turn.store import AnswerRecord
 

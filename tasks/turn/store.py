@@ -11,10 +11,10 @@ from tortoise.backends.base.client import BaseDBAsyncClient
 
 from models import Message, MessageRole, MessageStatus
 from models.transaction import RETRY_FOR_S, transact
+from tasks.billing.charges import OpenCharge
 from tasks.engine.claim import LeaseLostError
 from tasks.monitoring.steps import step
 from tasks.outbox import add_summary_job
-from tasks.turn.charges import OpenCharge
 from tasks.turn.prompt_record import Recipe
 from tasks.turn.values import Turn
 

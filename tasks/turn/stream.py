@@ -6,9 +6,9 @@ from protostar_client.contract import Usage, clean_text
 
 from rag.providers import ContextLengthError, Finish, Provider
 from rag.providers.fallback import stream_with_fallback
+from tasks.billing.charges import OpenCharge
 from tasks.context import Context, Tools
 from tasks.monitoring import metrics
-from tasks.turn.charges import OpenCharge
 from tasks.turn.request import fit_smaller_prompt, still_too_long
 from tasks.turn.values import FittedPrompt, Gathered, StreamedAnswer, Turn, Unfinished
 

@@ -11,8 +11,8 @@ from protostar_client.contract import ErrorCode, JobError, clean_text
 
 from rag.prompt.budget import PromptTooLongError
 from rag.providers import ChatMessage, CompletionRequest, Provider, ProviderError
+from tasks.billing.charges import OpenCharge, billed
 from tasks.context import Context, Tools
-from tasks.turn.charges import OpenCharge, billed
 from tasks.turn.values import Unfinished
 
 logger = structlog.stdlib.get_logger("protostar.summary")

@@ -13,9 +13,9 @@ from rag.prompt.budget import History
 from rag.prompt.token_ratio import CorrectedCount
 from rag.providers import CompletionRequest
 from rag.search.retrieve import Passage
+from tasks.billing.charges import OpenCharge
 from tasks.engine.claim import Claim
 from tasks.turn.answer_events import AnswerEvents
-from tasks.turn.charges import OpenCharge
 from tasks.turn.prompt_record import Recipe
 
 

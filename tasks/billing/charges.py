@@ -21,10 +21,10 @@ from tortoise.expressions import Q
 from models import Charge
 from models.transaction import RETRY_FOR_S, transact
 from rag.providers import ProviderError, StalledError
+from tasks.billing.caps import Caps
 from tasks.engine.claim import Claim
 from tasks.monitoring import metrics
 from tasks.retry_policy import code_of
-from tasks.turn.caps import Caps
 
 DONE: Final = "done"
 CANCELLED: Final = "cancelled"

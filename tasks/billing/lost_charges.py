@@ -15,9 +15,9 @@ from tortoise.backends.base.client import BaseDBAsyncClient
 
 from models import Charge
 from models.transaction import transact
+from tasks.billing.charges import LOST, MOST_TOKENS
 from tasks.engine.claim import Claim
 from tasks.engine.scripts import REDIS_TIMEOUT_S
-from tasks.turn.charges import LOST, MOST_TOKENS
 from tasks.turn.token_ratios import TokenRatios
 
 logger = structlog.stdlib.get_logger("protostar.bill")
