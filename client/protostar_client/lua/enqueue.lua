@@ -8,14 +8,47 @@
 local id, on_busy, session = ARGV[1], ARGV[6], ARGV[7]
 
 -- How many of the newest jobs that no worker has looked at are looked at here.
-local UNSEEN = 1000
+local UNSEEN = 500
+-- Where producers put the names of a job, before its page: a long payload is not read as a whole.
+local HEAD_BYTES = 1024
 
-local known = redis.call('GET', KEYS[1]) or redis.call('GET', KEYS[2])
-if known then
-  local readable, record = pcall(cjson.decode, known)
-  local arguments = readable and type(record) == 'table' and record.k
-  local owner = type(arguments) == 'table' and arguments.user_uuid
-  return {'exists', type(owner) == 'string' and owner or ''}
+-- The text of a JSON member in an unfinished piece of JSON. A quoted name with a colon after it is never inside a text.
+local function member(json, name)
+  local _, at = string.find(json, '"' .. name .. '"%s*:%s*"')
+  local from = at
+  while at do
+    at = string.find(json, '["\\]', at + 1)
+    if at and string.sub(json, at, at) == '"' then
+      local readable, text = pcall(cjson.decode, '[' .. string.sub(json, from, at) .. ']')
+      return readable and text[1] or nil
+    end
+    at = at and at + 1
+  end
+end
+
+-- The function of a job and its arguments; of a long payload those that stand at its beginning.
+local function look_into(key)
+  local length = redis.pcall('STRLEN', key)
+  if type(length) ~= 'number' or length == 0 then return nil, {} end
+  if length > HEAD_BYTES then
+    local head = redis.call('GETRANGE', key, 0, HEAD_BYTES - 1)
+    return member(head, 'f'), {user_uuid = member(head, 'user_uuid'), session_id = member(head, 'session_id')}
+  end
+  local readable, job = pcall(cjson.decode, redis.call('GET', key))
+  if not readable or type(job) ~= 'table' then return nil, {} end
+  return job.f, type(job.k) == 'table' and job.k or {}
+end
+
+for _, key in ipairs({KEYS[1], KEYS[2]}) do
+  if redis.call('EXISTS', key) == 1 then
+    local _, arguments = look_into(key)
+    local owner = arguments.user_uuid
+    if not owner and redis.call('STRLEN', key) > HEAD_BYTES then
+      local readable, record = pcall(cjson.decode, redis.call('GET', key))
+      owner = readable and type(record) == 'table' and type(record.k) == 'table' and record.k.user_uuid
+    end
+    return {'exists', type(owner) == 'string' and owner or ''}
+  end
 end
 
 local waiting = redis.call('ZCARD', KEYS[3])
@@ -25,10 +58,8 @@ end
 
 -- The session of a job that no worker has looked at, as the worker will name it.
 local function session_of(job_id)
-  local payload = redis.pcall('GET', ARGV[9] .. job_id)
-  local readable, job = pcall(cjson.decode, type(payload) == 'string' and payload or '')
-  local arguments = readable and type(job) == 'table' and job.f == ARGV[8] and job.k
-  if type(arguments) ~= 'table' then return nil end
+  local its_function, arguments = look_into(ARGV[9] .. job_id)
+  if its_function ~= ARGV[8] then return nil end
   local user, name = arguments.user_uuid, arguments.session_id
   if type(user) ~= 'string' or type(name) ~= 'string' then return nil end
   return string.gsub(string.gsub(string.lower(user), '^urn:uuid:', ''), '[^0-9a-f]', '') .. ':' .. name

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from uuid import UUID
 
-from protostar_client import keys
+import pytest
+from protostar_client import ChatClient, SessionBusy, keys
 
 from tasks.engine import scripts
 from tasks.engine.queue import SCAN_LIMIT
 from tasks.engine.scripts import Script
+from tasks.monitoring import queued_jobs
 from tests.tasks.engine.conftest import CHAT, Places
 
 JOBS = 10_000
@@ -26,7 +29,7 @@ async def fill(places: Places) -> None:
         async with places.redis.pipeline(transaction=False) as pipe:
             for number in range(start, start + 250):
                 arguments = {"user_uuid": str(UUID(int=number)), "session_id": "s", "content": "질문"}
-                if number < PAGES:
+                if number < PAGES or number >= JOBS - PAGES:
                     arguments["context"] = PAGE
                 pipe.set(keys.job(f"j{number}"), json.dumps({"f": CHAT, "k": arguments}))
                 pipe.zadd(keys.QUEUE, {f"j{number}": now_ms - JOBS + number})
@@ -76,3 +79,21 @@ async def test_no_script_holds_redis_up(places: Places) -> None:
     async with limited(places):
         _, claims, _ = await abort.run(places.redis, "w1", options())
     assert len(claims) == 100
+
+
+async def test_no_script_of_a_client_or_of_the_monitoring_holds_redis_up(places: Places, redis_url: str) -> None:
+    await fill(places)
+    look = Script.beside(queued_jobs.__file__, "look")
+    ids = [f"j{number}" for number in range(100)]
+    await look.run(places.redis, *ids[:1])
+    async with limited(places):
+        found = await look.run(places.redis, *ids)
+    assert [job[9] for job in found] == [b"s"] * 100
+    newest = JOBS - 1
+    async with ChatClient.connect(redis_url, max_queue=2 * JOBS) as client:
+        ask = partial(client.enqueue, user_uuid=UUID(int=newest), session_id="s", content="질문")
+        with pytest.raises(SessionBusy):
+            await ask(on_busy="reject")
+        async with limited(places):
+            with pytest.raises(SessionBusy):
+                await ask(on_busy="reject")
