@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+import protostar.log  # noqa: F401  (configures structlog)
 from benchmarks.corpus.text import Writer
 from models.database import connect
 from rag.corpus.chunk import ChunkSettings

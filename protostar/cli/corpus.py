@@ -48,7 +48,7 @@ def _expected() -> tuple[type[Exception], ...]:
     """The errors that explain themselves."""
     from models.database import DatabaseError
     from rag.analysis.morphemes import MissingAnalyserError
-    from rag.corpus.tokens import TokenDataError
+    from rag.corpus.encodings import TokenDataError
     from rag.corpus.walk import CorpusError
     from rag.index.prepare_process import PreparingError
     from rag.index.reindex import ReindexRunning
@@ -139,8 +139,8 @@ def chunks(
 ) -> None:
     """Print how a file is cut into chunks. Needs neither Redis nor PostgreSQL."""
     from rag.corpus.chunk import ChunkSettings, cut
+    from rag.corpus.encodings import TokenDataError
     from rag.corpus.read import UnreadableFileError, open_content
-    from rag.corpus.tokens import TokenDataError
 
     with failing_on(SettingsError, TokenDataError):
         how = ChunkSettings.of(load(ChunkingSettings))

@@ -9,7 +9,7 @@ from enum import Enum
 from itertools import chain
 from typing import Final
 
-from rag.corpus.tokens import previous_boundary
+from rag.corpus.graphemes import previous_boundary
 
 FRONT_MATTER_CHARACTERS: Final = 65_536
 

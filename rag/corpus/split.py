@@ -7,7 +7,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Final
 
-from rag.corpus.tokens import TokenCounter, next_boundary, previous_boundary
+from rag.corpus.graphemes import next_boundary, previous_boundary
+from rag.corpus.tokens import TokenCounter
 
 # From the best place to cut to the worst. A sentence ends with a stop and a space in Korean ("했다. ") as in
 # English, and without a space in Chinese and Japanese.

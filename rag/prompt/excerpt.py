@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Final, Protocol, TypeVar
 
 from rag.analysis.terms import terms
-from rag.corpus.tokens import previous_boundary
+from rag.corpus.graphemes import previous_boundary
 from rag.prompt.sentences import pieces
 
 LEAST_CHARACTERS: Final = 20

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rag.corpus.chunk import Chunk, ChunkSettings, cut
+from rag.corpus.graphemes import is_boundary
 from rag.corpus.markdown import read_front_matter
-from rag.corpus.tokens import TokenCounter, is_boundary
+from rag.corpus.tokens import TokenCounter
 
 ROOT = Path(__file__).resolve().parents[3]
 MODEL = "gpt-4o"

@@ -7,10 +7,12 @@ import socket
 import time
 
 import pytest
+import regex  # type: ignore[import-untyped]
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag.corpus.tokens import TokenCounter, counts_add, is_boundary, previous_boundary
+from rag.corpus.graphemes import is_boundary, next_boundary, previous_boundary
+from rag.corpus.tokens import TokenCounter, counts_add
 
 KOREAN = "작업 큐는 요청을 받아 두었다가 워커가 가져가게 한다. "
 
@@ -93,6 +95,48 @@ def test_head_does_not_break_a_character_that_readers_see_as_one() -> None:
 )
 def test_boundaries(text: str, at: int, boundary: int) -> None:
     assert previous_boundary(text, at) == boundary
+
+
+COMBINING = [
+    "\u11ab",
+    "\u0600",
+    "क",
+    "\u094d",
+    "a",
+    " ",
+    "\r",
+    "\n",
+    "각",
+    "\u0301",
+    "\u200d",
+    "👩",
+    "🏽",
+    "🇰",
+    "\u1112",
+    "\u1161",
+    "\u11ab",
+    "\u0600",
+    "क",
+    "\u094d",
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(COMBINING), max_size=12).map("".join))
+def test_boundaries_are_those_of_unicodes_grapheme_clusters(text: str) -> None:
+    clusters = {0, *(cluster.end() for cluster in regex.finditer(r"\X", text))}
+    for at in range(len(text) + 1):
+        assert previous_boundary(text, at) == max(place for place in clusters if place <= at)
+        assert next_boundary(text, at) == min(place for place in clusters if place >= at)
+
+
+@pytest.mark.parametrize("unit", ["\u0301", "👩\u200d", "🇰", "\u1161"])
+def test_boundaries_in_a_huge_cluster_take_linear_time(unit: str) -> None:
+    text = "e" + unit * 200_000
+    started = time.monotonic()
+    for at in range(1, len(text), 100):
+        assert at - 32 <= previous_boundary(text, at) <= at <= next_boundary(text, at) <= at + 32
+    assert time.monotonic() - started < 5
 
 
 WORDS = st.sampled_from(
