@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from difflib import get_close_matches
@@ -289,3 +290,17 @@ def _of_kubernetes(name: str, value: str) -> bool:
     return bool(re.search(r"(^|_)SERVICE_(HOST|PORT(_\w+)?)$|(^|_)PORT_\d+_\w+$", name)) or (
         name.endswith("PORT") and "://" in value
     )
+
+
+@contextmanager
+def set_for_library(variable: str, value: str) -> Iterator[None]:
+    """Set a variable that a library reads while the context lasts."""
+    before = os.environ.get(variable)
+    os.environ[variable] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +17,10 @@ import tiktoken
 from tiktoken.model import encoding_name_for_model
 from tiktoken_ext.openai_public import ENCODING_CONSTRUCTORS  # type: ignore[import-untyped]
 
+from protostar.settings import set_for_library
+
 DEFAULT_ENCODING: Final = "o200k_base"
 
-_CACHE_VARIABLE: Final = "TIKTOKEN_CACHE_DIR"
 _RANKS_URL: Final = "https://openaipublic.blob.core.windows.net/encodings/{name}.tiktoken"
 _RANKS_SHA256: Final = {
     "cl100k_base": "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
@@ -71,18 +71,13 @@ def _filled_cache(ranks_name: str) -> Iterator[None]:
     """Let tiktoken find a rank file in its cache: the file's name there is the SHA-1 of its URL."""
     ranks = _read_ranks(ranks_name)
     entry = hashlib.sha1(_RANKS_URL.format(name=ranks_name).encode(), usedforsecurity=False).hexdigest()
-    before = os.environ.get(_CACHE_VARIABLE)
     try:
         with TemporaryDirectory(prefix="protostar-tokens-") as folder:
             Path(folder, entry).write_bytes(ranks)
-            os.environ[_CACHE_VARIABLE] = folder
-            yield
+            with set_for_library("TIKTOKEN_CACHE_DIR", folder):
+                yield
     except OSError as error:
         raise TokenDataError(f"no temporary file can be written ({error.strerror}); allow it in TMPDIR") from error
-    finally:
-        os.environ.pop(_CACHE_VARIABLE, None)
-        if before is not None:
-            os.environ[_CACHE_VARIABLE] = before
 
 
 def _read_ranks(name: str) -> bytes:
