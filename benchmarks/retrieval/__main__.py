@@ -12,13 +12,13 @@ from typing import Final
 import uvloop
 
 from benchmarks.report import write
-from benchmarks.retrieval import quality, sets, speed, texts
+from benchmarks.retrieval import invariance, quality, sets, speed, texts
 from benchmarks.retrieval.stage import SETTINGS, running_postgres
 
 README: Final = Path(__file__).with_name("README.md")
 ROOT: Final = Path(__file__).resolve().parents[2]
 TEXTS: Final = ROOT / ".protostar" / "benchmark-texts"
-PARTS: Final = ("quality", "speed")
+PARTS: Final = ("invariance", "quality", "speed")
 
 
 async def _sets(folders: list[Path], questions: int, *, morphemes: bool) -> None:
@@ -33,6 +33,8 @@ async def _sets(folders: list[Path], questions: int, *, morphemes: bool) -> None
 async def _main(parts: list[str], sizes: list[int]) -> None:
     await asyncio.to_thread(texts.fetch, TEXTS)
     with running_postgres() as server, tempfile.TemporaryDirectory() as temporary:
+        if "invariance" in parts:
+            write(invariance.section(await invariance.measure(server)), README)
         if "quality" in parts:
             for section in quality.sections(await quality.measure(server, TEXTS)):
                 write(section, README)
