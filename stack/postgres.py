@@ -72,8 +72,9 @@ class Postgres(Server):
         return self._client("psql", "-d", database, "-Atc", statement).splitlines()
 
     def create_database(self, name: str, *, template: str = "template0") -> None:
-        """Create a database, as a copy of `template`; nobody may be connected to that."""
-        self._client("createdb", f"--template={template}", name)
+        """Create a database as a copy of `template`, to which nothing may be connected."""
+        # Copying files takes a quarter of the time that writing the copy through the log takes.
+        self._client("createdb", f"--template={template}", "--strategy=file_copy", name)
 
     def drop_database(self, name: str) -> None:
         """Drop a database, ending the sessions in it; no effect where there is none."""

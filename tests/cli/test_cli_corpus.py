@@ -78,7 +78,7 @@ async def test_killed_at_any_moment_the_old_index_serves_and_the_next_run_goes_o
 ) -> None:
     sentence = "큐는 작업을 순서대로 처리한다. "
     for number in range(40):
-        (corpus / f"{number}.md").write_text(f"# 문서 {number}\n\n" + f"{number}번째 {sentence}" * 1500)
+        (corpus / f"{number}.md").write_text(f"# 문서 {number}\n\n" + f"{number}번째 {sentence}" * 800)
     variables = {"DATABASE_URL": database_url, "PROTOSTAR_CORPUS_DIR": str(corpus)}
     before = json.loads(protostar("reindex", "--json", **variables).stdout)
     async with connect(database_url):

@@ -15,7 +15,7 @@ from typing import Any, Final
 from stack.processes import Process
 
 DEADLINE_S: Final = 20.0
-_POLL_S: Final = 0.005
+_POLL_S: Final = 0.02
 _ROOT: Final = Path(__file__).resolve().parents[2]
 
 

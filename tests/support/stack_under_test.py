@@ -24,6 +24,9 @@ from tests.support.model_control import ModelControl
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 DEADLINE_S: Final = 30.0
+FIRST_PAUSE_S: Final = 0.01
+LAST_PAUSE_S: Final = 0.05
+"""A condition that takes long is checked less often: each check costs CPU that the awaited process needs."""
 ENDINGS: Final = ("done", "error", "cancelled")
 
 
@@ -200,10 +203,11 @@ async def until(
     timeout_s: float = DEADLINE_S,
 ) -> Any:
     """Wait until a condition holds and return its value; the test fails if it does not."""
-    deadline = time.monotonic() + timeout_s
+    deadline, pause_s = time.monotonic() + timeout_s, FIRST_PAUSE_S
     while not (value := await condition()):
         assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}\n{detail()}"
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 1.2, LAST_PAUSE_S)
     return value
 
 
