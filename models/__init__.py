@@ -1,6 +1,6 @@
 """Tortoise models of conversations, charges and the outbox; the schema; the one way to run a transaction."""
 
-from models.conversation import Charge, Message, MessageRole, MessageStatus, OutboxJob, PromptText, Session
+from models.conversation import Charge, Message, MessageRole, MessageStatus, OutboxJob, Session
 
 __all__ = [
     "Charge",
@@ -8,6 +8,5 @@ __all__ = [
     "MessageRole",
     "MessageStatus",
     "OutboxJob",
-    "PromptText",
     "Session",
 ]

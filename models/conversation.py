@@ -49,8 +49,8 @@ class Message(Model):
     """One question or one answer.
 
     `attempt` of a question is the newest attempt that has opened its turn: it fences older attempts.
-    `attempt` of an answer is the attempt that wrote it, and `prompt` the recipe by which the prompt it answers can
-    be made again, its texts by their hashes (`PromptText`).
+    `attempt` of an answer is the attempt that wrote it. `prompt` is the recipe by which its prompt can be made again;
+    the texts of the prompt are in the table `prompt_texts`, by session and hash.
     """
 
     id = fields.BigIntField(primary_key=True)
@@ -93,19 +93,6 @@ class OutboxJob(Model):
         """Table and keys."""
 
         table = "outbox_jobs"
-
-
-class PromptText(Model):
-    """A text that was part of a prompt, kept once however many prompts held it: a persona, a passage, a page."""
-
-    hash = fields.CharField(max_length=64, primary_key=True)
-    """SHA-256 of the UTF-8 text, in hexadecimal digits."""
-    text = fields.TextField()
-
-    class Meta:
-        """Table and keys."""
-
-        table = "prompt_texts"
 
 
 class Charge(Model):

@@ -10,6 +10,16 @@ from tortoise.migrations import operations as ops
 
 from models.conversation import MessageRole, MessageStatus
 
+# The texts of a session's prompts, each once, by the SHA-256 of its UTF-8 in hexadecimal digits.
+_PROMPT_TEXTS = """
+CREATE TABLE prompt_texts (
+    session_id bigint NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
+    hash varchar(64) NOT NULL,
+    text text NOT NULL,
+    PRIMARY KEY (session_id, hash)
+);
+"""
+
 # No model queries the corpus index, so its tables have none.
 _CORPUS = """
 -- One build of the index with one set of settings; retrieval reads the one that is current.
@@ -197,20 +207,7 @@ class Migration(migrations.Migration):
             },
             bases=["Model"],
         ),
-        ops.CreateModel(
-            name="PromptText",
-            fields=[
-                ("hash", fields.CharField(primary_key=True, unique=True, db_index=True, max_length=64)),
-                ("text", fields.TextField(unique=False)),
-            ],
-            options={
-                "table": "prompt_texts",
-                "app": "models",
-                "pk_attr": "hash",
-                "table_description": "A text that was part of a prompt, kept once however many prompts held it: a persona, a passage, a page.",
-            },
-            bases=["Model"],
-        ),
+        ops.RunSQL(sql=_PROMPT_TEXTS, reverse_sql="DROP TABLE prompt_texts"),
         ops.CreateModel(
             name="Charge",
             fields=[

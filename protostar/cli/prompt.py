@@ -39,5 +39,5 @@ async def _load(settings: DatabaseSettings, job_id: str) -> SentPrompt:
     from models.database import connect
     from tasks.turn.prompt_record import load_prompt
 
-    async with connect(settings.database_url.get_secret_value()):
-        return await load_prompt(job_id)
+    async with connect(settings.database_url.get_secret_value()) as database:
+        return await load_prompt(database, job_id)

@@ -59,6 +59,7 @@ class AnswerEvents:
         self._flush_soon = flush_soon
         self._seq = 0
         self._pieces: list[str] = []
+        self._joined = 0
         self._entries: list[Entry] = []
         self._appended = asyncio.Event()
         self._state = AppendState.HELD
@@ -111,12 +112,11 @@ class AnswerEvents:
         self._appended.clear()
         self._flush_soon(self)
 
-    def _close_delta(self) -> int:
-        count = len(self._pieces)
-        if count:
+    def _close_delta(self) -> None:
+        if self._pieces:
+            self._joined += len(self._pieces)
             text, self._pieces = "".join(self._pieces), []
             self._put(EventType.DELTA, {"text": text})
-        return count
 
     def _put(self, event_type: EventType, fields: Mapping[str, Any]) -> None:
         claim = self.claim
@@ -149,8 +149,9 @@ class AnswerEvents:
     # The flusher's side.
 
     def take(self) -> tuple[list[Entry], int]:
-        """The entries to append now, which stay here until `confirm`, and the number of pieces newly joined."""
-        pieces = self._close_delta()
+        """The entries to append now, which stay here until `confirm`, and the number of newly joined pieces."""
+        self._close_delta()
+        pieces, self._joined = self._joined, 0
         return list(self._entries), pieces
 
     def confirm(self, entries: list[Entry], state: AppendState) -> None:

@@ -1,4 +1,4 @@
-"""The recipe of a prompt: what is stored of it, so that it can be made again as it was sent."""
+"""The recipe of a prompt: stored with the answer, so that the prompt can be made again as it was sent."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any, Final
 
 from tortoise.backends.base.client import BaseDBAsyncClient
 
-from models import Message, MessageRole, MessageStatus, PromptText
+from models import Message, MessageRole, MessageStatus
 from rag.prompt.parts import PassagePart, PromptParts, TurnPart, compose, prompt_version
 from rag.providers import ChatMessage
 
-# In the order of their hashes, so that two answers that store the same texts can't wait for each other.
+# Sorted by hash, so that two transactions that store the same texts cannot deadlock.
 _STORE: Final = """
-INSERT INTO prompt_texts (hash, text) SELECT * FROM unnest($1::varchar[], $2::text[]) AS t (hash, text) ORDER BY hash
-ON CONFLICT (hash) DO NOTHING
+INSERT INTO prompt_texts (session_id, hash, text)
+SELECT $1::bigint, hash, text FROM unnest($2::varchar[], $3::text[]) AS t (hash, text) ORDER BY hash
+ON CONFLICT (session_id, hash) DO NOTHING
 """
-
-
+_TEXTS: Final = "SELECT hash, text FROM prompt_texts WHERE session_id = $1 AND hash = ANY ($2::varchar[])"
 _TAG_CODE: Final = """
 SELECT prompt ->> 'tag_code' AS tag_code FROM messages
 WHERE (session_id, id) > ($1::bigint, 0) AND (session_id, id) < ($1::bigint, $2::bigint) AND prompt IS NOT NULL
@@ -29,19 +29,19 @@ ORDER BY session_id DESC, id DESC LIMIT 1
 
 
 class RecipeError(Exception):
-    """A prompt can't be made again; the message is one line that says why."""
+    """A prompt cannot be made again; the message is one line that says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What a message stores of its prompt (`fields`, JSON), and the texts that are stored beside, by their hashes."""
+    """How to make a prompt again: the JSON that its message stores (`fields`), and the texts by their hashes."""
 
     fields: dict[str, Any]
     texts: dict[str, str]
 
     @classmethod
     def of(cls, parts: PromptParts, messages: Sequence[ChatMessage], *, parameters: Mapping[str, Any]) -> Recipe:
-        """The recipe of what is sent: messages, the parts they were made of, and parameters as JSON values."""
+        """Describe a request: its messages, the parts they are made of, and its parameters as JSON values."""
         texts: dict[str, str] = {}
 
         def keep(text: str) -> str | None:
@@ -65,9 +65,9 @@ class Recipe:
         }
         return cls(fields, texts)
 
-    async def store_texts(self, connection: BaseDBAsyncClient) -> None:
-        """Keep the texts that are not kept yet."""
-        await connection.execute_query(_STORE, [list(self.texts), list(self.texts.values())])
+    async def store_texts(self, connection: BaseDBAsyncClient, session_id: int) -> None:
+        """Store the texts that the session does not have yet; they are deleted with the session."""
+        await connection.execute_query(_STORE, [session_id, list(self.texts), list(self.texts.values())])
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ async def session_tag_code(database: BaseDBAsyncClient, session_id: int, *, befo
     return rows[0]["tag_code"] if rows else None
 
 
-async def load_prompt(job_id: str) -> SentPrompt:
+async def load_prompt(database: BaseDBAsyncClient, job_id: str) -> SentPrompt:
     """Make the prompt of a turn again, as its last attempt sent it.
 
     Raises:
@@ -102,7 +102,8 @@ async def load_prompt(job_id: str) -> SentPrompt:
     if answer is None or answer.prompt is None:
         raise RecipeError(await _why_none(job_id, answer))
     recipe: dict[str, Any] = dict(answer.prompt)
-    messages = compose(await _parts(recipe, job_id))
+    texts = await _texts(database, answer.session_id, recipe, job_id)  # type: ignore[attr-defined]  # Tortoise adds it
+    messages = compose(_parts(recipe, texts))
     if _hash_of_messages(messages) != recipe["messages"]:
         raise RecipeError(
             f"the prompt of job {job_id} was made by another version of Protostar, which puts its parts together "
@@ -123,11 +124,8 @@ async def _why_none(job_id: str, answer: Message | None) -> str:
     return f"there is no turn of a job {job_id}; give the id of a generate_chat job that has started"
 
 
-async def _parts(recipe: Mapping[str, Any], job_id: str) -> PromptParts:
+def _parts(recipe: Mapping[str, Any], text: Mapping[str | None, str]) -> PromptParts:
     turns, passages = recipe["turns"], recipe["passages"]
-    hashes = {recipe[name] for name in ("persona", "question", "session_summary", "page")}
-    hashes |= {turn[name] for turn in turns for name in ("question", "answer")} | {part["text"] for part in passages}
-    text = await _texts(hashes - {None}, job_id)
     return PromptParts(
         persona=text[recipe["persona"]],
         question=text[recipe["question"]],
@@ -140,12 +138,18 @@ async def _parts(recipe: Mapping[str, Any], job_id: str) -> PromptParts:
     )
 
 
-async def _texts(hashes: set[str], job_id: str) -> dict[str | None, str]:
-    """The texts by their hashes; None is the empty one."""
-    rows = await PromptText.filter(hash__in=hashes)
+async def _texts(
+    database: BaseDBAsyncClient, session_id: int, recipe: Mapping[str, Any], job_id: str
+) -> dict[str | None, str]:
+    """Read the texts that a recipe names, by their hashes; None stands for the empty text."""
+    hashes = {recipe[name] for name in ("persona", "question", "session_summary", "page")}
+    hashes |= {turn[name] for turn in recipe["turns"] for name in ("question", "answer")}
+    hashes |= {passage["text"] for passage in recipe["passages"]}
+    hashes -= {None}
+    rows = await database.execute_query_dict(_TEXTS, [session_id, list(hashes)])
     if len(rows) < len(hashes):
-        raise RecipeError(f"{len(hashes) - len(rows)} texts of the prompt of job {job_id} are gone from prompt_texts")
-    return {None: "", **{row.hash: row.text for row in rows}}
+        raise RecipeError(f"{len(hashes) - len(rows)} texts of the prompt of job {job_id} are missing in prompt_texts")
+    return {None: "", **{row["hash"]: row["text"] for row in rows}}
 
 
 def _hash(text: str) -> str:

@@ -70,7 +70,7 @@ async def store_answer(
         if not created:
             await answer.update_from_dict(fields).save(using_db=connection)
         if record.recipe is not None:
-            await record.recipe.store_texts(connection)
+            await record.recipe.store_texts(connection, turn.session.id)
         if charge is not None:
             await charge.complete(record.outcome, connection)
         if record.status is MessageStatus.COMPLETED:

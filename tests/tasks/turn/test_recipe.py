@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,6 +15,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
+from models import Session
 from models.database import connect
 from models.transaction import transact
 from protostar.settings import SHIPPED_PROMPTS_DIR
@@ -101,16 +103,32 @@ async def test_the_version_follows_the_persona_alone(shared_stack: Stack) -> Non
     assert versions[0] == versions[1] != versions[2]
 
 
-async def test_a_text_is_kept_once_however_many_prompts_held_it(shared_stack: Stack) -> None:
-    stack = shared_stack
-    stack.model.script({"pieces": ["네."], "times": 2})
-    await ended(stack, QUESTION)
+async def test_a_session_keeps_a_text_once_however_many_prompts_held_it(shared_stack: Stack) -> None:
+    stack, user = shared_stack, str(uuid4())
+    stack.model.script({"pieces": ["네."], "times": 3})
+    first = await ended(stack, QUESTION, user=user)
+    await summed_up(stack, first)
     before = await stack.rows("SELECT count(*) AS texts FROM prompt_texts")
-    job_id = await ended(stack, QUESTION)
-    assert await stack.rows("SELECT count(*) AS texts FROM prompt_texts") == before
+    job_id = await ended(stack, QUESTION, user=user)
+    [added] = await stack.rows("SELECT count(*) - $1 AS texts FROM prompt_texts", before[0]["texts"])
+    assert added["texts"] == 1  # the first turn's answer, which the second prompt holds
     assert (await rebuilt(stack, job_id))["messages"] == sent(stack)
     wrong = "SELECT hash FROM prompt_texts WHERE hash <> encode(sha256(convert_to(text, 'UTF8')), 'hex')"
     assert await stack.rows(wrong) == []
+
+
+async def test_the_texts_of_a_session_are_deleted_with_it_and_those_of_others_stay(shared_stack: Stack) -> None:
+    stack, user = shared_stack, str(uuid4())
+    stack.model.script({"pieces": ["네."], "times": 2})
+    own, other = await ended(stack, QUESTION, user=user), await ended(stack, QUESTION)
+    messages = sent(stack)
+    await stack.rows("DELETE FROM sessions WHERE user_uuid = $1", user)
+    [left] = await stack.rows(
+        "SELECT count(*) AS texts FROM prompt_texts WHERE session_id NOT IN (SELECT id FROM sessions)"
+    )
+    assert left["texts"] == 0
+    assert "there is no turn" in await problem(stack, own)
+    assert (await rebuilt(stack, other))["messages"] == messages
 
 
 async def test_the_last_attempts_prompt_is_the_one_that_is_kept(shared_stack: Stack) -> None:
@@ -174,18 +192,19 @@ async def test_what_has_no_prompt_says_why(shared_stack: Stack) -> None:
 async def test_two_answers_that_store_the_same_texts_cant_wait_for_each_other(database_url: str) -> None:
     persona, question = sorted(("하나", "둘"), key=_hash, reverse=True)
     recipe = Recipe.of(PromptParts(persona, question, "0123456789"), [], parameters={})
-    insert = "INSERT INTO prompt_texts (hash, text) VALUES ($1, $2)"
+    insert = "INSERT INTO prompt_texts (session_id, hash, text) VALUES ($1, $2, $3)"
     other = await asyncpg.connect(database_url)
     async with connect(database_url):
+        session = await Session.create(user_uuid=uuid4(), session_id="s")
         async with other.transaction():
-            await other.execute(insert, _hash(question), question)
-            storing = asyncio.create_task(transact(recipe.store_texts, retry_for_s=0))
+            await other.execute(insert, session.id, _hash(question), question)
+            storing = asyncio.create_task(transact(partial(recipe.store_texts, session_id=session.id), retry_for_s=0))
 
             async def waits() -> bool:
                 return bool(await other.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
 
             await until(waits, "the answer waits for the other one's first text")
-            await other.execute(insert, _hash(persona), persona)
+            await other.execute(insert, session.id, _hash(persona), persona)
         await storing
         assert await other.fetchval("SELECT count(*) FROM prompt_texts") == 2
     await other.close()
