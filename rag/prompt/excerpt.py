@@ -12,7 +12,7 @@ from rag.corpus.graphemes import previous_boundary
 from rag.prompt.sentences import pieces
 
 LEAST_CHARACTERS: Final = 20
-"""A shorter excerpt says nothing."""
+"""A shorter excerpt is not useful."""
 _QUESTION_CHARACTERS: Final = 2_000
 
 
@@ -83,7 +83,7 @@ def _spans(text: str) -> list[tuple[int, int]]:
 
 
 def _best_match(sentences: Sequence[str], question: str) -> int:
-    """The index of the sentence that says most of what is asked for; the first one where none does."""
+    """Find the sentence with the most of the question's terms; the first one where none has any."""
     asked = frozenset(terms(question[:_QUESTION_CHARACTERS]))
     found = [asked.intersection(terms(sentence)) for sentence in sentences]
     sentences_with = Counter(term for each in found for term in each)

@@ -41,7 +41,7 @@ class TokenRatio:
         """The factor that makes a count safe."""
         return max(self.recent) * MARGIN
 
-    def said(self, input_tokens: int, *, counted: int) -> Self:
+    def reported(self, input_tokens: int, *, counted: int) -> Self:
         """Add the ratio of a prompt: the provider reported `input_tokens`, the count was `counted`."""
         if counted < LEAST_TOKENS or input_tokens < counted * LEAST_SHARE:
             return self

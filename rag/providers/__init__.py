@@ -1,4 +1,4 @@
-"""What every provider of a language model offers, and the one family of its errors."""
+"""Providers of language models: the protocol, the adapters, and one family of errors."""
 
 from rag.providers.factory import ProviderName, make_provider, provider_from
 from rag.providers.protocol import (

@@ -1,4 +1,4 @@
-"""What every adapter shares: the limits, the reading of answers, the one family of errors."""
+"""The base class of adapters: limits, reading of answers, and one family of errors."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ CONNECT_TIMEOUT_S: Final = 10.0
 MOST_REDIRECTS: Final = 5
 
 Headers = Callable[[], Mapping[str, str]]
-"""Further headers for the request that the running task is about to send."""
+"""Returns further headers for the request that the running task is about to send."""
 
 STREAMED: Final[dict[str, Any]] = {"stream": True, "stream_options": {"include_usage": True}}
-"""What a request says further if its answer is to be streamed."""
+"""Further fields of a request for a streamed answer."""
 
 
 class Adapter(ABC):
-    """A `Provider` of which only the asking is missing. It retries nothing.
+    """A `Provider` without the requests themselves. It retries nothing.
 
-    A subclass asks through its library, without that library's time limits and retries: the limits on tokens hold
-    here, and a library's hold for each read, which a keep-alive is. What it raises becomes a `ProviderError`.
+    A subclass sends requests through its library, without the library's time limits and retries: the limits on tokens
+    are kept here, and a keep-alive would extend a library's read limit. Its exceptions become a `ProviderError`.
     """
 
     name: str
@@ -39,19 +39,19 @@ class Adapter(ABC):
 
     @abstractmethod
     async def _open(self, request: CompletionRequest, stack: AsyncExitStack) -> Response:
-        """Ask for a streamed answer; what closes its response goes on the stack before the first await."""
+        """Request a streamed answer. Put the closing of the response on the stack before the first await."""
 
     @abstractmethod
     async def _whole(self, request: CompletionRequest) -> str:
-        """Ask for a whole answer; returns the body."""
+        """Request a whole answer and return the body."""
 
     @abstractmethod
     async def _embed(self, texts: Sequence[str], model: str) -> str:
-        """Ask for vectors; returns the body."""
+        """Request vectors and return the body."""
 
     @abstractmethod
     def _translate(self, error: Exception, prompt: Sequence[str]) -> ProviderError | None:
-        """The error for a response of failure that the library has made an exception of; None for all others."""
+        """Translate an exception that the library made of an error response; return None for all others."""
 
     @abstractmethod
     async def close(self) -> None:
@@ -68,14 +68,14 @@ class Adapter(ABC):
             yield await stack.enter_async_context(aclosing(parts))
 
     async def complete(self, request: CompletionRequest) -> Completion:
-        """Ask for a whole answer; it has the time of a first token."""
+        """Request a whole answer within the limit of a first token."""
         patience = Patience(self.name, self._limits)
         with self._guard(prompt_texts(request)), body_limit(COMPLETION_BYTES):
             text = await patience.wait(self._whole(request))
         return completion_of(json_object(text, self._translator), request, self._translator)
 
     async def embed(self, texts: Sequence[str], *, model: str) -> list[list[float]]:
-        """Embed texts in one request: one vector a text, in their order. It has the time of a first token."""
+        """Embed texts in one request, within the limit of a first token: one vector per text, in the same order."""
         if not texts:
             return []
         patience = Patience(self.name, self._limits)

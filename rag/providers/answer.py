@@ -1,6 +1,6 @@
-"""What an OpenAI-compatible body or chunk says, read with suspicion and without building typed models.
+"""Reads OpenAI-compatible bodies and chunks without typed models, and trusts no field.
 
-Typed parsing costs five to twenty times as much a token, and trusts the server's word.
+Typed parsing costs five to twenty times as much per token, and expects a correct server.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from rag.providers.errors import Translator
 from rag.providers.protocol import Completion, CompletionRequest, Finish
 
 MOST_CHARACTERS_A_TOKEN: Final = 64
-"""Tokens of four characters are usual; a whole answer above this is one whose limit the provider does not keep."""
+"""Four characters are usual. Above this average the provider does not keep the limit on tokens."""
 
 FINISH_REASON_CHARACTERS: Final = 32
 MODEL_CHARACTERS: Final = 200
 MOST_TOKENS: Final = 100_000_000
 MOST_COST: Final = 1_000_000
-"""A usage beyond these is not credible: the worker's own count takes its place."""
+"""A larger usage is not credible, and the worker's own count is used."""
 
 
 class AnswerReader:
-    """Folds the chunks of a stream: text as it comes, and at the end what the chunks said of the whole."""
+    """Reads the chunks of a stream: the text of each, and at the end the finish reason, the model and the usage."""
 
     def __init__(self, request: CompletionRequest, translator: Translator) -> None:
         self._prompt = prompt_texts(request)
@@ -41,10 +41,10 @@ class AnswerReader:
         self.finish_reason: str | None = None
 
     def take(self, chunk: dict[str, Any]) -> tuple[str, bool]:
-        """The chunk's text, and whether it held a token: one of reasoning is a token without text.
+        """Return the chunk's text, and whether it contains a token. A token of reasoning has no text.
 
         Raises:
-            ProviderError: the chunk holds an error in place of text, or text that has no end.
+            ProviderError: the chunk contains an error, or the answer passes the limit on tokens.
         """
         choice = _first_choice(chunk)
         if error_of(chunk) or error_of(choice):
@@ -63,10 +63,10 @@ class AnswerReader:
         return self._whole_characters(text), bool(text or thought)
 
     def finish(self) -> Finish:
-        """The ending.
+        """Return the end of the answer.
 
         Raises:
-            ProviderError: no finish reason arrived, or it says that the answer is none, or there is no text.
+            ProviderError: no finish reason arrived, it stands for a failure, or the answer has no text.
         """
         reason = check_finish_reason(self.finish_reason, self._translator)
         if not self._characters:
@@ -74,7 +74,7 @@ class AnswerReader:
         return Finish(finish_reason=reason, model=self._model, usage=self._usage)
 
     def _whole_characters(self, text: str) -> str:
-        """Join a character that was cut into two escapes, one a chunk."""
+        """Join a character whose two surrogates arrived in two chunks."""
         text, self._half = self._half + text, ""
         if text and "\ud800" <= text[-1] <= "\udbff":
             text, self._half = text[:-1], text[-1]
@@ -84,15 +84,15 @@ class AnswerReader:
 
 
 def most_characters(request: CompletionRequest) -> int:
-    """The characters of an answer above which the provider has passed over the limit on tokens."""
+    """Compute the length above which an answer must have passed its limit on tokens."""
     return request.max_output_tokens * MOST_CHARACTERS_A_TOKEN
 
 
 def json_object(text: str, translator: Translator) -> dict[str, Any]:
-    """The JSON object of a response's body.
+    """Parse the JSON object of a response's body.
 
     Raises:
-        ProviderError: the body is something else.
+        ProviderError: the body is not a JSON object.
     """
     try:
         body = json.loads(text)
@@ -104,10 +104,10 @@ def json_object(text: str, translator: Translator) -> dict[str, Any]:
 
 
 def completion_of(body: Mapping[str, Any], request: CompletionRequest, translator: Translator) -> Completion:
-    """The answer of a body that is not streamed.
+    """Read the answer of a body that is not streamed.
 
     Raises:
-        ProviderError: the body holds no whole answer.
+        ProviderError: the body does not contain a whole answer.
     """
     choice = _first_choice(body)
     if error_of(body) or error_of(choice):
@@ -128,10 +128,10 @@ def completion_of(body: Mapping[str, Any], request: CompletionRequest, translato
 
 
 def vectors_of(body: Mapping[str, Any], texts: Sequence[str], translator: Translator) -> list[list[float]]:
-    """The vectors of an embeddings body, in the order of `texts`.
+    """Read the vectors of an embeddings body, in the order of `texts`.
 
     Raises:
-        ProviderError: the body does not hold one vector a text, all of one length.
+        ProviderError: the body does not contain one finite vector per text, all of one length.
     """
     if error_of(body):
         raise translator.of_body(body, status=200, prompt=texts)
@@ -161,15 +161,15 @@ def usage_of(body: Mapping[str, Any]) -> Usage | None:
 
 
 def error_of(body: Mapping[str, Any]) -> bool:
-    """Whether a body, a chunk or a choice holds an error."""
+    """Whether a body, a chunk or a choice contains an error."""
     return bool(body.get("error"))
 
 
 def check_finish_reason(reason: str | None, translator: Translator) -> str:
-    """The reason itself, if an answer may end with it.
+    """Return the reason, if it ends an answer.
 
     Raises:
-        ProviderError: there is none, or the provider failed or filtered the answer.
+        ProviderError: there is no reason, or it stands for a failure or a content filter.
     """
     if not reason:
         raise translator.unavailable("ended the answer without a finish reason")
@@ -181,12 +181,12 @@ def check_finish_reason(reason: str | None, translator: Translator) -> str:
 
 
 def prompt_texts(request: CompletionRequest) -> list[str]:
-    """The texts of a prompt, which no error message may quote."""
+    """List the texts of a prompt, which no error message may quote."""
     return [message["content"] for message in request.messages]
 
 
 def _first_choice(body: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The choice of index 0: a server may send others that nobody asked for."""
+    """Return the choice of index 0. A server may send further ones, which were not requested."""
     choices = body.get("choices")
     for choice in choices if isinstance(choices, list) else ():
         if isinstance(choice, dict) and not choice.get("index"):
@@ -205,7 +205,7 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 def _name(value: object, characters: int = MODEL_CHARACTERS) -> str:
-    """A name that goes into a column: cleaned and cut."""
+    """Clean and cut a name, which is stored in a column."""
     return clean_text(_text(value)[:characters]).strip()
 
 

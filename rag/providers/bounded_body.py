@@ -14,13 +14,13 @@ from rag.providers.errors import Translator
 
 ERROR_BYTES: Final = 64 * 1024
 ERROR_S: Final = 3.0
-"""The body of an error is cut at these, and what came is read."""
+"""The body of an error is cut at these limits, and its beginning is read."""
 COMPLETION_BYTES: Final = 1024 * 1024
 VECTOR_BYTES: Final = 256 * 1024
-"""Of the body of an embeddings response, for each text: 8,192 numbers of 32 characters."""
+"""The limit of an embeddings response per text: 8,192 numbers of 32 characters."""
 
 _INFLATED_BYTES: Final = 64 * 1024
-"""Decompressed at once, before other tasks run."""
+"""Other tasks run after so many bytes were decompressed."""
 _INFLATES: Final = frozenset({"gzip", "x-gzip", "deflate"})
 
 _limit: ContextVar[int | None] = ContextVar("body_limit", default=None)
@@ -28,7 +28,7 @@ _limit: ContextVar[int | None] = ContextVar("body_limit", default=None)
 
 @contextmanager
 def body_limit(limit: int) -> Iterator[None]:
-    """Refuse a successful response whose body has more bytes, for requests of this task; a stream has no limit."""
+    """Limit the bodies of successful responses to requests of this task. Without it a stream of events is expected."""
     token = _limit.set(limit)
     try:
         yield
@@ -37,10 +37,10 @@ def body_limit(limit: int) -> Iterator[None]:
 
 
 def bound_body(response: Any, translator: Translator) -> None:
-    """Replace the stream of a response of httpx or httpx2 whose body is not read yet by a bounded one.
+    """Replace the stream of a response of httpx or httpx2, whose body has not been read, by a bounded one.
 
     Raises:
-        ProviderError: the body is compressed in a way that cannot be bounded. None was asked for.
+        ProviderError: the body has a compression that cannot be bounded. No compression was requested.
     """
     encodings = [name.strip().lower() for name in response.headers.get("content-encoding", "").split(",")]
     encodings = [name for name in encodings if name not in ("", "identity")]
@@ -106,9 +106,9 @@ class _BoundedStream:
 
 @cache
 def _stream_type(kind: Any) -> Any:
-    """The bounded stream as a subclass of the library's own class of streams, which the library asks for.
+    """Derive the bounded stream from the library's own class of streams, which the library checks for.
 
-    By name: httpx and httpx2 name their classes alike, and which of them an SDK uses is its own affair.
+    The class is found by its name, which is the same in httpx and httpx2: the SDK decides which of them it uses.
     """
     base = next(base for base in kind.__mro__ if base.__name__ == "AsyncByteStream")
     return type("BoundedStream", (_BoundedStream, base), {})
@@ -129,7 +129,7 @@ async def _inflated(stream: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]
 
 
 async def _within(parts: AsyncGenerator[bytes, None], limit_s: float) -> AsyncGenerator[bytes, None]:
-    """The parts that come within some seconds."""
+    """Yield the parts that arrive within some seconds."""
     deadline_s = asyncio.get_running_loop().time() + limit_s
     async with aclosing(parts):
         while True:

@@ -1,4 +1,4 @@
-"""Embeddings: texts to vectors through the provider, within its limits."""
+"""Embeds texts through a provider, within its limits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BATCH_CHARACTERS: Final = 60_000
 """The most texts and characters of one request: OpenAI takes 2,048 texts and 300,000 tokens, others less."""
 
 TEXT_CHARACTERS: Final = 8000
-"""A longer text is embedded by its start: models take 8,191 tokens or fewer, and a syllable may be a token."""
+"""Only the start of a longer text is embedded: models take 8,191 tokens or fewer, and a syllable may be a token."""
 
 _AT_ONCE: Final = 4
 _TRIES: Final = 5
@@ -47,15 +47,15 @@ class Embedder:
     def __init__(self, provider: Provider, model: str) -> None:
         self.model = model
         self.question_error = ""
-        """Why the last question got no vector; empty where it got one."""
+        """The error of the last question; empty after a success."""
         self._provider = provider
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
     async def embed(self, texts: Sequence[str]) -> Vectors:
-        """One row of length 1 a text, in their order; waits and tries again where the provider asks for it.
+        """Return one row of length 1 per text, in the same order. Waits and tries again where the provider asks for it.
 
         Raises:
-            ProviderError: the provider did not give them.
+            ProviderError: the provider returned an error.
         """
         batches = [asyncio.create_task(self._embed_batch(batch)) for batch in _batches(texts)]
         try:
@@ -65,7 +65,7 @@ class Embedder:
                 batch.cancel()
 
     async def embed_question(self, question: str) -> Vectors | None:
-        """The question's vector; None where none came in time, so that the question can do without."""
+        """Return the vector of a question, or None after an error or a timeout: words alone can answer it."""
         self.question_error = ""
         try:
             async with asyncio.timeout(QUESTION_S):
@@ -73,7 +73,7 @@ class Embedder:
             return np.asarray(_unit_rows(rows)[0])
         except (ProviderError, TimeoutError) as error:
             self.question_error = str(error) or f"no answer within {QUESTION_S:g} s"
-            logger.warning("question_not_embedded", error=type(error).__name__, reason=error)
+            logger.warning("question_embedding_failed", error=type(error).__name__, reason=error)
             return None
 
     async def _embed_batch(self, texts: Sequence[str]) -> list[list[float]]:
@@ -102,7 +102,7 @@ class Embedder:
 
 
 def make_embedder(settings: CorpusSettings, *, provider: Provider) -> Embedder | None:
-    """The embedder that the settings name; None where they name no embedding model."""
+    """Make the embedder that the settings name; None without an embedding model."""
     return Embedder(provider, settings.embedding_model) if settings.embedding_model else None
 
 

@@ -1,4 +1,4 @@
-"""From a provider's statuses, bodies and exceptions to the one family of errors."""
+"""Translates a provider's statuses, bodies and exceptions into one family of errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rag.providers.vendor_messages import Meaning, means
 
 _SHOWN_CHARACTERS: Final = 200
 _SEARCHED_CHARACTERS: Final = 2_000
-"""A longer message of a provider is cut to these before anything looks into it."""
+"""A longer message of a provider is cut before it is searched."""
 _LONGEST_WAIT_S: Final = 86_400.0
 _QUOTE_CHARACTERS: Final = 12
 """A run of so many characters that the provider's message shares with the prompt is a quotation."""
@@ -47,7 +47,7 @@ _ADVICE: Final = {
 
 
 class Translator:
-    """Makes the errors of one provider. Its messages never hold the key or a piece of a prompt."""
+    """Makes the errors of one provider. Their messages never contain the key or a piece of a prompt."""
 
     def __init__(self, provider: str, *, api_key: str) -> None:
         self._provider = provider
@@ -55,9 +55,9 @@ class Translator:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Let nothing but `ProviderError` out.
+        """Turn every exception into a `ProviderError`.
 
-        The original is not chained: an SDK's exceptions carry bodies and headers, and a log would print them.
+        The original is not chained: an SDK's exceptions contain bodies and headers, which a log would print.
         """
         try:
             yield
@@ -67,7 +67,7 @@ class Translator:
             raise self.of_exception(error) from None
 
     def of_exception(self, error: Exception) -> ProviderError:
-        """The error for what httpx, or an SDK around it, raised."""
+        """Make the error for an exception of httpx or of an SDK."""
         kind = type(error).__name__
         if _is_transport_error(error):
             return ProviderUnavailableError(f"{self._provider} can't be reached or broke off ({kind}); try again later")
@@ -84,19 +84,20 @@ class Translator:
     ) -> ProviderError:
         """Make the error for a body, or for a chunk, that holds an `error`.
 
-        `status` is the response's own. `text` is a body that is not JSON, or that was cut: it is searched, not shown.
+        `status` is the response's own. `text` is the body: where it is JSON that was cut, it is searched, but not shown.
         """
         details = _details(body)
         status = status if status >= 400 else _status_in(details.get("code")) or status
-        said = self._safe(_cut(details.get("message")), prompt)
-        if said == _LEFT_OUT:
-            said += _sizes_in(details)
-        marks = _cut(text) if not details else " ".join(_cut(details.get(name)) for name in ("code", "type", "message"))
-        message = self._message(status, said)
-        return _classify(status, marks, message, retry_after_s(headers or {}))
+        shown = self._safe(_cut(details.get("message")), prompt)
+        if shown == _LEFT_OUT:
+            shown += _sizes_in(details)
+        marks = " ".join(_cut(details.get(name)) for name in ("code", "type", "message"))
+        if not details and text.startswith("{"):
+            marks = _cut(text)
+        return _classify(status, marks, self._message(status, shown), retry_after_s(headers or {}))
 
     def of_response(self, status: int, text: str, headers: Mapping[str, str], prompt: Sequence[str]) -> ProviderError:
-        """The error for a whole response, whatever its body is."""
+        """Make the error for a response with any body."""
         try:
             body = json.loads(text)
         except (ValueError, RecursionError):
@@ -106,23 +107,23 @@ class Translator:
         return self.of_body(body, status=status, headers=headers, prompt=prompt, text=text)
 
     def unavailable(self, what: str) -> ProviderUnavailableError:
-        """The error for an answer that is no whole answer."""
+        """Make the error for an answer that is not whole."""
         return ProviderUnavailableError(f"{self._provider} {what}")
 
     def filtered(self) -> ContentFilteredError:
-        """The error for an answer that the provider cut off for its content."""
+        """Make the error for an answer that the provider refused for its content."""
         return ContentFilteredError(f"{self._provider} filtered the answer for its content; ask in another way")
 
     def fatal(self, what: str) -> FatalProviderError:
-        """The error for an answer that another attempt would not better."""
+        """Make the error for an answer that another attempt would not improve."""
         return FatalProviderError(f"{self._provider} {what}")
 
     def endless(self, characters: int) -> FatalProviderError:
-        """The error for an answer that is longer than its limit on tokens allows."""
+        """Make the error for an answer that is longer than its limit on tokens allows."""
         return self.fatal(f"went on after {characters} characters; it keeps no limit on tokens")
 
     def wordless(self, finish_reason: str, *, refused: bool) -> ProviderError:
-        """The error for an answer that ended without a word of text."""
+        """Make the error for an answer without text."""
         if refused:
             return self.filtered()
         if finish_reason == "length":
@@ -131,22 +132,22 @@ class Translator:
             return self.fatal("asked for a tool in place of an answer, and there are none; use another model")
         return self.unavailable("ended the answer without a word")
 
-    def _message(self, status: int, said: str) -> str:
+    def _message(self, status: int, message: str) -> str:
         answered = f"{self._provider} answered {status}" if status >= 400 else f"{self._provider} reported an error"
         advice = _ADVICE.get(status, "")
-        return ": ".join(filter(None, (answered, said))) + (f" ({advice})" if advice else "")
+        return ": ".join(filter(None, (answered, message))) + (f" ({advice})" if advice else "")
 
-    def _safe(self, said: str, prompt: Sequence[str]) -> str:
+    def _safe(self, message: str, prompt: Sequence[str]) -> str:
         if self._api_key:
-            said = said.replace(self._api_key, "***")
-        said = " ".join(_KEY_LIKE.sub("***", said).split())[:_SHOWN_CHARACTERS]
-        if any(_quotes(said, text) for text in prompt):
+            message = message.replace(self._api_key, "***")
+        message = " ".join(_KEY_LIKE.sub("***", message).split())[:_SHOWN_CHARACTERS]
+        if any(_quotes(message, text) for text in prompt):
             return _LEFT_OUT
-        return said
+        return message
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait as the headers say, by number or by HTTP date; None where they don't say."""
+    """Read the seconds to wait from the headers, a number or an HTTP date; None without either."""
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
         return min(milliseconds / 1000, _LONGEST_WAIT_S)
@@ -190,18 +191,18 @@ def _classify_unnumbered(marks: str, message: str, wait_s: float | None) -> Prov
 
 
 def _details(body: object) -> dict[str, Any]:
-    """The error object of a body: OpenAI's `error`, or the `message` or `detail` of other servers."""
+    """Find the error object of a body: OpenAI's `error`, or the `message` or `detail` of other servers."""
     if not isinstance(body, dict):
         return {}
     error = body.get("error")
     if isinstance(error, dict):
         return error
-    said = error or body.get("message") or body.get("detail")
-    return {"message": said, "code": body.get("code")} if isinstance(said, str) else {}
+    message = error or body.get("message") or body.get("detail")
+    return {"message": message, "code": body.get("code")} if isinstance(message, str) else {}
 
 
 def _sizes_in(details: Mapping[str, Any]) -> str:
-    """The numbers that llama.cpp gives beside its message, which its words for an overflow may be left out of."""
+    """Format the sizes of llama.cpp, which stand beside its message, for an error without that message."""
     window, prompt = details.get("n_ctx"), details.get("n_prompt_tokens")
     if type(window) is not int or type(prompt) is not int:
         return ""
@@ -209,15 +210,15 @@ def _sizes_in(details: Mapping[str, Any]) -> str:
 
 
 def _status_in(code: object) -> int | None:
-    """The HTTP status that an error of OpenRouter carries in place of a name."""
+    """Read the HTTP status that OpenRouter puts into the code of an error."""
     number = _number(_cut(code)) if isinstance(code, int | str) else None
     return int(number) if number is not None and 400 <= number < 600 else None
 
 
 def _is_transport_error(error: BaseException) -> bool:
-    """Whether the network or the other side failed; a wrong URL or header is ours.
+    """Whether the network or the server failed. A wrong URL or header is an error of ours.
 
-    By name: httpx and httpx2 name their errors alike, and which of them an SDK uses is its own affair.
+    The classes are found by their names, which are the same in httpx and httpx2: the SDK decides which it uses.
     """
     names = {kind.__name__ for kind in type(error).__mro__}
     if names & _OUR_FAULTS:
@@ -231,16 +232,16 @@ def _cut(value: object) -> str:
     return value[:_SEARCHED_CHARACTERS] if isinstance(value, str) else str(value or "")[:_SEARCHED_CHARACTERS]
 
 
-def _quotes(said: str, text: str) -> bool:
-    """Whether two texts share a run of characters; every run holds a block of half its length, looked for first."""
+def _quotes(message: str, text: str) -> bool:
+    """Whether two texts share a run of 12 characters. Each contains an aligned block of 6, which is searched first."""
     text = " ".join(text.split())
     if len(text) <= _QUOTE_CHARACTERS:
-        return bool(text) and text in said
+        return bool(text) and text in message
     half = _QUOTE_CHARACTERS // 2
-    for block in range(0, len(said) - half + 1, half):
-        if said[block : block + half] in text:
-            starts = range(max(0, block - half), min(block, len(said) - _QUOTE_CHARACTERS) + 1)
-            if any(said[start : start + _QUOTE_CHARACTERS] in text for start in starts):
+    for block in range(0, len(message) - half + 1, half):
+        if message[block : block + half] in text:
+            starts = range(max(0, block - half), min(block, len(message) - _QUOTE_CHARACTERS) + 1)
+            if any(message[start : start + _QUOTE_CHARACTERS] in text for start in starts):
                 return True
     return False
 

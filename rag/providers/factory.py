@@ -1,4 +1,4 @@
-"""Making the provider that the settings name."""
+"""Makes the provider that the settings name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other models in the place of one that does not answer."""
+"""Falls back to other models where one does not answer."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ async def stream_with_fallback(
 ) -> AsyncIterator[tuple[str, AsyncIterator[StreamPart]]]:
     """Stream from the first model that gives a first token, in the order `request.model`, `fallback_models`.
 
-    After the first token nothing falls back: what was read would have to be taken back. A model that finds the
-    prompt too long is passed over, too: the next one may have a larger window.
+    After the first token there is no fallback: the reader has that token. A model for which the prompt is too long is
+    skipped, too: the next one may have a larger window.
 
     Returns:
         The model, and the parts of its answer.
 
     Raises:
-        ContextLengthError: no model answered, and the one it names found the prompt too long, which a smaller
-            prompt may change.
-        ProviderError: the last model's error, or that of a stream already begun.
+        ContextLengthError: no model answered, and for the named one the prompt was too long. A smaller prompt may
+            succeed.
+        ProviderError: the error of the last model, or of a stream that had begun.
     """
     models = [request.model, *fallback_models]
     overflow: ContextLengthError | None = None

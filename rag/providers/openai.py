@@ -68,21 +68,21 @@ class OpenAIProvider(Adapter):
         if not isinstance(error, openai.APIStatusError):
             return None
         response = error.response
-        text = "" if error.body is None else response.text  # without a body there is none to read
+        text = "" if error.body is None else response.text  # None: the body was not read
         return self._translator.of_response(response.status_code, text, response.headers, prompt)
 
     def _arguments(self, request: CompletionRequest) -> dict[str, Any]:
-        # Every compatible server knows `max_tokens`, and many pass over the newer name, which would leave an
-        # answer without a limit. OpenAI's newer models refuse the old name, and say so: `_learn`.
+        # Every compatible server knows `max_tokens`, and many ignore the newer name, which would leave an answer
+        # without a limit. OpenAI's newer models refuse the old name with an error: `_learn`.
         newer = request.model in self._models_without_max_tokens
         limit = "max_completion_tokens" if newer else "max_tokens"
         return {"model": request.model, "messages": list(request.messages), limit: request.max_output_tokens}
 
     def _learn(self, error: openai.BadRequestError, model: str) -> None:
-        """Note that a model refuses `max_tokens`, so that the same request can be put in its words.
+        """Note that a model refuses `max_tokens`, so that the same request can be sent with the newer name.
 
         Raises:
-            openai.BadRequestError: that is not what `error` says.
+            openai.BadRequestError: `error` has another cause.
         """
         refused = error.param == "max_tokens" and error.code == "unsupported_parameter"
         if not refused or model in self._models_without_max_tokens:

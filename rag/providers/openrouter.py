@@ -19,7 +19,7 @@ from rag.providers.streaming import Limits
 
 MAX_CONNECTIONS: Final = 1000
 
-# Left alone, the SDK retries a 5xx for up to an hour.
+# By default the SDK retries a 5xx for up to an hour.
 _NO_RETRIES: Final = RetryConfig("none", BackoffStrategy(0, 0, 1, 0), retry_connection_errors=False)
 
 
@@ -27,10 +27,10 @@ _received: ContextVar[list[httpx.Response]] = ContextVar("received")
 
 
 class OpenRouterProvider(Adapter):
-    """OpenRouter.
+    """OpenRouter, through its own SDK.
 
-    The SDK asks; the answers are read from its HTTP responses, because its typed parsing takes 0.6 ms a token
-    and refuses, or passes over, what a server may send in their place.
+    The SDK sends the requests. The answers are read from its HTTP responses: its typed parsing takes 0.6 ms per token
+    and refuses or ignores some answers of real servers.
     """
 
     name = "openrouter"
@@ -93,7 +93,7 @@ class OpenRouterProvider(Adapter):
 
 
 def _listen() -> list[httpx.Response]:
-    """A list that fills with the responses of what this task asks from now on."""
+    """Return a list to which the responses of this task's next requests are added."""
     received: list[httpx.Response] = []
     _received.set(received)
     return received
@@ -102,7 +102,7 @@ def _listen() -> list[httpx.Response]:
 async def _note(response: httpx.Response) -> None:
     _received.get().append(response)
     if response.is_success and may_be_events(response):
-        # Events under another name would be read to their end, as the text of an error.
+        # Under another type the SDK would read the events to their end, as the text of an error.
         response.headers["content-type"] = "text/event-stream"
 
 
@@ -113,7 +113,7 @@ async def _text(response: httpx.Response) -> str:
 
 @contextmanager
 def _raw(received: list[httpx.Response]) -> Iterator[None]:
-    """Pass over the SDK's opinion of a success: its bytes are read anyway."""
+    """Ignore the SDK's validation of a success: its bytes are read here."""
     try:
         yield
     except ResponseValidationError:
@@ -122,7 +122,7 @@ def _raw(received: list[httpx.Response]) -> Iterator[None]:
 
 
 def _arguments(request: CompletionRequest) -> dict[str, Any]:
-    # OpenRouter puts `max_tokens` into the words of each model's provider.
+    # OpenRouter translates `max_tokens` for each model's provider.
     return {
         "model": request.model,
         "messages": list(request.messages),

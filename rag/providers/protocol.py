@@ -25,17 +25,17 @@ class CompletionRequest:
     messages: Sequence[ChatMessage]
     max_output_tokens: int
     input_tokens: int = 0
-    """Of the messages, as counted; 0 where nobody did."""
+    """The tokens of the messages, as counted; 0 if not counted."""
 
     @property
     def most_tokens(self) -> int:
-        """Tokens of the prompt and of the longest answer: as a provider counts them before it answers."""
+        """The tokens of the prompt and of the longest answer, as a provider counts them before it answers."""
         return self.input_tokens + self.max_output_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The last part of a stream. `usage` is None where the provider gave none."""
+    """The last part of a stream. `usage` is None where the provider reports none."""
 
     finish_reason: str
     model: str
@@ -57,7 +57,7 @@ class Completion:
 
 
 class Provider(Protocol):
-    """A model server. Every method raises nothing but `ProviderError`; none of them retries."""
+    """A model server. Every method raises only `ProviderError`, and none retries."""
 
     name: str
 
@@ -66,11 +66,11 @@ class Provider(Protocol):
         ...
 
     async def complete(self, request: CompletionRequest) -> Completion:
-        """Ask for a whole answer; it has the time of a first token."""
+        """Request a whole answer within the limit of a first token."""
         ...
 
     async def embed(self, texts: Sequence[str], *, model: str) -> list[list[float]]:
-        """Embed texts in one request: one vector a text, in their order. It has the time of a first token."""
+        """Embed texts in one request, within the limit of a first token: one vector per text, in the same order."""
         ...
 
     async def close(self) -> None:
@@ -79,11 +79,11 @@ class Provider(Protocol):
 
 
 class ProviderError(Exception):
-    """A provider did not give an answer. The message is safe to show: it never holds a key or a prompt."""
+    """A provider did not answer. The message is safe to show: it never contains a key or a prompt."""
 
 
 class RateLimitedError(ProviderError):
-    """The provider asks to wait (429); `retry_after_s` is None where it does not say how long."""
+    """The provider asks to wait (429). `retry_after_s` is None where it names no time."""
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -91,7 +91,7 @@ class RateLimitedError(ProviderError):
 
 
 class ProviderUnavailableError(ProviderError):
-    """The provider is down, broke off or ended without a finish reason: worth another attempt."""
+    """The provider is down, broke off or ended without a finish reason. Another attempt may succeed."""
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -99,13 +99,13 @@ class ProviderUnavailableError(ProviderError):
 
 
 class StalledError(ProviderError):
-    """No token came within the first-token or the stall limit: worth another attempt."""
+    """No token came within the first-token or the stall limit. Another attempt may succeed."""
 
 
 class ProviderBusyError(ProviderError):
     """The model is limited or down, so that no request is made before `retry_after_s`.
 
-    `longest_wait_s` is how long it is worth to wait in all; `is_down` tells a fault from a limit.
+    `longest_wait_s` is the longest useful wait in all. `is_down` is true for a fault and false for a limit.
     """
 
     def __init__(self, message: str, *, retry_after_s: float, longest_wait_s: float, is_down: bool) -> None:
@@ -116,7 +116,7 @@ class ProviderBusyError(ProviderError):
 
 
 class ContextLengthError(ProviderError):
-    """The provider says that prompt and answer do not fit the model's window; `model` is empty where nobody knows."""
+    """Prompt and answer do not fit the model's window. `model` is empty where it is not known."""
 
     def __init__(self, message: str, *, model: str = "") -> None:
         super().__init__(message)

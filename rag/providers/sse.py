@@ -1,4 +1,4 @@
-"""Server-sent events: bytes in, JSON objects out."""
+"""Parses server-sent events: bytes in, JSON objects out."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 class MalformedEventError(ValueError):
-    """An event's data is not a JSON object, or has no end in sight. The message holds nothing of it."""
+    """An event's data is not a JSON object, or too long. The message contains none of it."""
 
 
 class EventReader:
-    """Reads events, however their bytes are cut. Comments and all fields but `data` are passed over."""
+    """Reads events from bytes cut anywhere. Comments and all fields except `data` are skipped."""
 
     def __init__(self) -> None:
         self._rest = bytearray()
@@ -24,10 +24,10 @@ class EventReader:
         self._data_bytes = 0
         self._at_start = True
         self.done = False
-        """Whether `[DONE]` was read; nothing that follows it is."""
+        """Whether `[DONE]` was read. Nothing after it is read."""
 
     def feed(self, received: bytes) -> Iterator[dict[str, Any]]:
-        """The events that `received` completes.
+        """Yield the events that `received` completes.
 
         Raises:
             MalformedEventError: the data of an event is not a JSON object.
@@ -45,7 +45,7 @@ class EventReader:
             yield from self._take(line)
 
     def end(self) -> Iterator[dict[str, Any]]:
-        """The last event, where the stream ended without the empty line that closes it.
+        """Yield the last event, where the stream ended without the empty line that closes it.
 
         Raises:
             MalformedEventError: the stream ended in the middle of it.

@@ -1,4 +1,4 @@
-"""Reading a streamed answer from an open response, within limits that only tokens move."""
+"""Reads a streamed answer from an open response, within limits that only tokens extend."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rag.providers.sse import EventReader, MalformedEventError
 T = TypeVar("T")
 
 USAGE_WAIT_S: Final = 5.0
-"""How long to wait for the usage once the finish reason is there: the answer is whole without it."""
+"""The longest wait for the usage after the finish reason: the answer is whole without it."""
 
 
 class Response(Protocol):
-    """What httpx and httpx2 call a response, as far as it is used here."""
+    """The used part of a response of httpx or httpx2."""
 
     @property
     def status_code(self) -> int:
@@ -34,7 +34,7 @@ class Response(Protocol):
         ...
 
     def aiter_bytes(self) -> AsyncIterator[bytes]:
-        """The body as it comes, decompressed."""
+        """Yield the body as it arrives, decompressed."""
         ...
 
 
@@ -47,10 +47,10 @@ class Limits:
 
 
 class Patience:
-    """How long is still waited for a token. Only waiting uses it up, so a slow reader stalls nobody.
+    """Token timeout. Counts only the time spent waiting for the provider, not the time spent in the consumer.
 
-    One timer looks from time to time whether the deadline, which every wait sets anew, has passed: to set and
-    clear a timer around each read costs as much as the reading.
+    Each wait sets a new deadline, and one timer checks from time to time whether it has passed: a timer per read would
+    cost as much as the reading.
     """
 
     def __init__(self, provider: str, limits: Limits) -> None:
@@ -66,10 +66,10 @@ class Patience:
         self._is_over = False
 
     async def wait(self, awaitable: Awaitable[T]) -> T:
-        """Await within what is left.
+        """Await within the remaining time.
 
         Raises:
-            StalledError: nothing came in time.
+            StalledError: the time is over.
         """
         try:
             return await self.wait_for_part(awaitable)
@@ -77,7 +77,7 @@ class Patience:
             self.rest()
 
     async def wait_for_part(self, awaitable: Awaitable[T]) -> T:
-        """As `wait`, for one of many waits; call `rest` after the last one."""
+        """Await like `wait`, for one of many waits. Call `rest` after the last one."""
         task = asyncio.current_task(self._loop)
         assert task is not None, "only a task can wait"
         cancels_before = task.cancelling()
@@ -87,8 +87,8 @@ class Patience:
         try:
             return await awaitable
         except asyncio.CancelledError:
-            # Told apart as `asyncio.timeout` does it since 3.11.3: somebody else may cancel at the same moment,
-            # and a task that is ending may have been cancelled before.
+            # As in `asyncio.timeout` since 3.11.3: another cancellation may come at the same moment, and a task that
+            # is ending may have been cancelled before.
             if self._is_over and task.cancelling() <= cancels_before + 1:
                 raise StalledError(f"{self._provider} sent no token within {self._limit_s:g} s; try again") from None
             raise
@@ -105,11 +105,11 @@ class Patience:
             self._timer = None
 
     def renew(self) -> None:
-        """A token came."""
+        """Start the time anew after a token."""
         self._limit_s = self._left_s = self._limits.stall_s
 
     def shorten(self) -> None:
-        """The finish reason came: wait for the usage, and not for long."""
+        """Shorten the time after the finish reason: only the usage is missing."""
         self._left_s = min(self._left_s, USAGE_WAIT_S)
 
     def _set_timer(self) -> None:
@@ -132,10 +132,10 @@ class Patience:
 async def read_parts(
     response: Response, request: CompletionRequest, *, patience: Patience, translator: Translator
 ) -> AsyncGenerator[StreamPart, None]:
-    """The parts of an answer that is being streamed.
+    """Yield the parts of an answer that is being streamed.
 
     Raises:
-        ProviderError: the answer broke off, stalled, or is none.
+        ProviderError: the answer broke off, stalled, or is an error.
     """
     if not may_be_events(response):
         with translator.guard():
@@ -152,7 +152,7 @@ async def read_parts(
                 if answer.finish_reason:
                     patience.shorten()
         except ProviderError:
-            # What breaks after the finish reason breaks nothing of the answer.
+            # After the finish reason the answer is whole.
             if not answer.finish_reason:
                 raise
         finally:
@@ -164,7 +164,7 @@ async def _chunks(
     response: Response, patience: Patience, translator: Translator
 ) -> AsyncGenerator[dict[str, Any], None]:
     events = EventReader()
-    # httpx promises an iterator and gives a generator, which must be closed before its connection is.
+    # httpx declares an iterator and returns a generator, which must be closed before its connection.
     async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_bytes())) as received:
         while not events.done:
             try:  # as `translator.guard()` does, which would cost a tenth of every token
@@ -183,7 +183,7 @@ def _well_formed(events: Iterator[dict[str, Any]], translator: Translator) -> It
     try:
         yield from events
     except MalformedEventError as error:
-        # A token may have been in it, so what follows would be an answer with a hole.
+        # It may have contained a token, and the answer would have a hole.
         raise translator.unavailable(f"sent a broken stream: {error}") from None
 
 

@@ -58,7 +58,7 @@ class TokenRatios:
     def said(self, input_tokens: int, *, counted: int) -> None:
         """Learn from a provider how many tokens a prompt had, of which we counted `counted`, uncorrected."""
         if not self._is_exact:
-            self._change(lambda ratio: ratio.said(input_tokens, counted=counted))
+            self._change(lambda ratio: ratio.reported(input_tokens, counted=counted))
 
     def overflowed(self, input_tokens: int | None, *, counted: int, factor: float) -> CorrectedCount:
         """Learn that a prompt counted with `factor` was too long, of `input_tokens` if the provider says so.
@@ -72,7 +72,7 @@ class TokenRatios:
         def change(ratio: TokenRatio) -> TokenRatio:
             if input_tokens is None:
                 return ratio.overflowed(factor=factor)
-            return ratio.said(input_tokens, counted=counted)
+            return ratio.reported(input_tokens, counted=counted)
 
         return self._corrected(self._change(change))
 

@@ -193,7 +193,7 @@ async def test_a_failing_provider_never_fails_a_question(
     await reindex(corpus, settings=SETTINGS, embedder=embedder)
     model_server.script({"endpoint": "embeddings", "status": 500, "times": None})
     assert documents(await retrieve("Who kneads the dough?", embedder=embedder)) == ["bread.md"]
-    assert "question_not_embedded" in caplog.text
+    assert "question_embedding_failed" in caplog.text
 
 
 async def test_a_slow_provider_does_not_hold_a_question_up(
@@ -207,7 +207,7 @@ async def test_a_slow_provider_does_not_hold_a_question_up(
     monkeypatch.setattr(embedding, "QUESTION_S", 0.05)
     model_server.script({"endpoint": "embeddings", "hold": "never", "times": None})
     assert documents(await retrieve("Who kneads the dough?", embedder=embedder)) == ["bread.md"]
-    assert "question_not_embedded error=TimeoutError" in caplog.text
+    assert "question_embedding_failed error=TimeoutError" in caplog.text
 
 
 async def test_a_rebuild_that_ends_while_a_question_is_embedded_leaves_it_its_passages(

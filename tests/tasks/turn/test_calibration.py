@@ -37,7 +37,7 @@ def after(*ratios: float) -> TokenRatio:
     """The ratio once a provider has said these, one after the other."""
     ratio = TokenRatio()
     for said in ratios:
-        ratio = ratio.said(round(said * 1_000), counted=1_000)
+        ratio = ratio.reported(round(said * 1_000), counted=1_000)
     return ratio
 
 
@@ -64,8 +64,8 @@ def test_what_cannot_be_the_prompts_size_is_not_believed() -> None:
     assert after(0.0, 0.49, 0.3) == TokenRatio()  # cached tokens left out
     assert after(900.0).factor == MOST_RATIO * MARGIN  # images, say
     short = LEAST_TOKENS - 1
-    assert TokenRatio().said(short * 2, counted=short) == TokenRatio()
-    assert TokenRatio().said(10, counted=0) == TokenRatio()
+    assert TokenRatio().reported(short * 2, counted=short) == TokenRatio()
+    assert TokenRatio().reported(10, counted=0) == TokenRatio()
 
 
 def test_one_odd_number_is_forgotten() -> None:
