@@ -84,7 +84,7 @@ class Translator:
     ) -> ProviderError:
         """Make the error for a body, or for a chunk, that holds an `error`.
 
-        `status` is the response's own. `text` is the body: where it is JSON that was cut, it is searched, but not shown.
+        `status` is the response's own. `text` is the body: JSON that was cut is searched, but not shown.
         """
         details = _details(body)
         status = status if status >= 400 else _status_in(details.get("code")) or status
