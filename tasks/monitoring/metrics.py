@@ -11,6 +11,8 @@ from typing import Final, Literal
 from prometheus_client import Counter, Histogram
 from protostar_client.contract import Usage
 
+from tasks.engine.claim import Claim
+
 _SHORT_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _LONG_S: Final = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 8, 13, 20, 30, 60, 120, 300)
 _A_SECOND: Final = (1, 2, 5, 10, 20, 30, 40, 50, 75, 100, 150, 200, 300, 500, 1000)
@@ -70,10 +72,10 @@ def attempt_ended(function: str, outcome: str, seconds: float) -> None:
     ATTEMPT_SECONDS.labels(function).observe(seconds)
 
 
-def first_token(model: str, due_ms: int) -> float:
+def first_token(model: str, claim: Claim) -> float:
     """Note the first token of an answer; returns the moment, for `answered`."""
-    if due_ms > 0:
-        FIRST_TOKEN_SECONDS.labels(model).observe(max(0.0, time.time() - due_ms / 1000))
+    if claim.rank_ms > 0:
+        FIRST_TOKEN_SECONDS.labels(model).observe(max(0.0, (claim.now_ms - claim.rank_ms) / 1000))
     return time.monotonic()
 
 

@@ -46,7 +46,7 @@ async def _stream(
     settings = tools.settings
     await charge.send(input_tokens=prompt.tokens)
     async with stream_with_fallback(provider, prompt.request, settings.fallback_models) as (model, parts):
-        began_s = metrics.first_token(model, turn.claim.rank_ms)
+        began_s = metrics.first_token(model, turn.claim)
         charge.answered_by(model)
         turn.events.sources(prompt.sources)  # only now, when a model has taken the prompt that holds them
         async for part in parts:

@@ -16,6 +16,7 @@ from protostar_client import ChatClient
 from protostar_client.codec import dump_json, load_json
 from protostar_client.contract import GENERATE_CHAT
 
+import protostar.log  # noqa: F401  (configures structlog: a line a job is not written)
 from benchmarks.delivery.contenders.arq_producer import stock_producer
 from benchmarks.delivery.contenders.common import (
     KEEP_RESULT_S,
