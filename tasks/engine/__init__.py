@@ -1,1 +1,1 @@
-"""An ARQ-compatible worker: claim, lease, heartbeat, takeover, finish. It knows nothing of chat."""
+"""An ARQ-compatible worker: claim, lease, heartbeat, takeover, finish. It imports nothing of chat."""

@@ -37,7 +37,7 @@ class Heartbeat:
         health_key: ARQ's health key, kept alive by every beat.
         health: the text for it.
         beat: the worker's report about itself, a JSON object (`tasks.monitoring.worker_report`).
-        held: the ids the worker runs, asked for before each beat.
+        held: returns the ids the worker runs; called before each beat.
         on_lost: called from the thread with the ids that Redis no longer lists.
     """
 

@@ -130,7 +130,7 @@ class Queue:
         return int(await _RECONCILE.run(self._redis, self.owner, *known))
 
     async def silent_workers(self) -> dict[str, float]:
-        """Return the seconds since the last beat of the workers that have missed one; infinity where none is known."""
+        """Return the seconds since the last beat of the workers that have missed one; infinity where the lease has expired."""
         listed = await _SILENT.run(self._redis, SILENT_MS)
         pairs = zip(listed[::2], listed[1::2], strict=True)
         return {owner.decode(): ms / 1000 if ms >= 0 else math.inf for owner, ms in pairs}
@@ -151,8 +151,8 @@ class Queue:
 
     async def sweep(self, queue_cursor: bytes, holders_cursor: bytes) -> tuple[bytes, bytes, int]:
         """Repair entries that have lost their place, a page at a time; returns the next cursors and the number."""
-        queue_next, holders_next, mended = await _SWEEP.run(self._redis, queue_cursor, holders_cursor, SCAN_LIMIT)
-        return queue_next, holders_next, int(mended)
+        queue_next, holders_next, repaired = await _SWEEP.run(self._redis, queue_cursor, holders_cursor, SCAN_LIMIT)
+        return queue_next, holders_next, int(repaired)
 
 
 async def enqueue_own(redis: Redis, job_id: str, function: str, arguments: Mapping[str, Any], due_ms: int = 0) -> bool:

@@ -33,7 +33,7 @@ class Slots:
 
     @property
     def taken(self) -> dict[str, int]:
-        """Taken slots by class; may be asked from any thread."""
+        """Taken slots by class; may be read from any thread."""
         return dict(self._taken)
 
     @property

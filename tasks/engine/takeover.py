@@ -95,10 +95,10 @@ class Reaper:
             logger.warning("jobs_taken_over", owner=owner, jobs=taken, gone=when == "gone")
 
     async def _sweep(self) -> None:
-        queue_cursor, holders_cursor, mended = await self._queue.sweep(*self._cursors)
+        queue_cursor, holders_cursor, repaired = await self._queue.sweep(*self._cursors)
         self._cursors = (queue_cursor, holders_cursor)
-        if mended:
-            logger.warning("queue_mended", entries=mended)
+        if repaired:
+            logger.warning("queue_repaired", entries=repaired)
 
     async def _connected(self) -> set[str]:
         """The workers whose heartbeat connection stands; none where Redis does not show even this worker's."""

@@ -200,7 +200,7 @@ class Worker(arq.worker.Worker):
             "jobs_failed": self.jobs_failed,
             "jobs_retried": self.jobs_retried,
         }
-        with contextlib.suppress(Exception):  # a beat must come, whatever it says
+        with contextlib.suppress(Exception):  # a beat must come, whatever it holds
             beat |= self._about(self.ctx) if self._about else {}
         return json.dumps(beat)
 

@@ -1,4 +1,4 @@
--- Claims the queued jobs whose abort was asked for, past slots and turns, so that a worker can end them.
+-- Claims the queued jobs whose abort was requested, past slots and turns, so that a worker can end them.
 -- include: job.lua payload.lua admit.lua start.lua
 --
 -- ARGV: owner, then the JSON object of claim.lua.

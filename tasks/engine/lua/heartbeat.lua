@@ -1,8 +1,8 @@
 -- Keeps a worker's leases: all of them at the price of one key.
 -- include: job.lua
 --
--- ARGV: owner, lease in ms, ARQ's health key, health text (empty: the key is not renewed), the worker's beat (a JSON object with a field or more,
---   see tasks/monitoring/worker_report.py; the time is added).
+-- ARGV: owner, lease in ms, ARQ's health key, health text (empty: the key is not renewed), the worker's beat (a JSON
+--   object with a field or more, see tasks/monitoring/worker_report.py; the time is added).
 -- Returns the ids this worker has a lease for.
 -- Guarantees: after a reply, no reaper takes these jobs over for the length of the lease while the worker's
 --   connection stands.

@@ -1,7 +1,7 @@
 -- Shared by the other scripts (see tasks/engine/scripts.py): where a job is, and whose turn it is in its session.
 --
--- A job stays a member of ARQ's queue from enqueue to finish, so that ARQ's own clients see it. Its score says
--- where it is: above now: deferred; from 0 to now: due, not yet looked at; below 0: admitted (minus its rank).
+-- A job stays a member of ARQ's queue from enqueue to finish, so that ARQ's own clients see it. Its score shows
+-- its place: above now: deferred; from 0 to now: due, not yet looked at; below 0: admitted (minus its rank).
 -- An admitted job is in one of three places, named by `state` in the hash protostar:job:{id}:
 --   ready    in protostar:ready:{class}, may start now; or, as a suspect, in protostar:suspects:{class};
 --   waiting  in protostar:turns:{session}, another turn of its session comes first;
@@ -56,7 +56,7 @@ local function outlives(job, ms) return ms > 1.5 * job.lived + 1000 end
 
 local function is_suspect(job) return job.deaths >= DEATHS_OF_SUSPECT end
 
--- When a worker last beat; nil where its lease has expired, 0 where its beat does not say.
+-- Time of a worker's last beat; nil where its lease has expired, 0 where the beat holds no time.
 local function last_beat_of(owner)
   local beat = call_or_nil('GET', ALIVE_PREFIX .. owner)
   return beat and tonumber(string.match(beat, '"at_ms":(%d+)}$') or 0)

@@ -1,4 +1,4 @@
--- Raises the number of a running attempt, where PostgreSQL knows a later one than Redis remembers.
+-- Raises the number of a running attempt, where PostgreSQL holds a later one than Redis.
 -- include: job.lua
 --
 -- ARGV: id, owner, attempt, least new attempt.

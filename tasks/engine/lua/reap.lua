@@ -1,15 +1,14 @@
 -- Takes back the jobs of a worker: of one that has died, or of this one as it leaves.
 -- include: job.lua
 --
--- ARGV: owner, when to do so: 'expired' (its lease has expired), 'gone' (its connection is gone and
---   so are its beats), 'leaving'; the most
---   jobs to take back.
+-- ARGV: owner; when to do so: 'expired' (if its lease has expired), 'gone' (its connection is gone: if its beats are,
+--   too), 'leaving'; the most jobs to take back.
 -- Returns {number of jobs taken back, 1 if more are left}.
 -- Guarantees: the jobs have lost their lease, so that what is left of their owner can't finish them. If the owner has
 --   died while it ran a suspect (see job.lua), the attempt counts for the suspect alone.
 
 local GONE_AFTER_MS = 1200 -- a worker that has beaten since is not gone
-local BEAT_MS = 1000 -- a worker that died is taken to have lived so long after its last beat
+local BEAT_MS = 1000 -- a worker that died is considered to have lived so long after its last beat
 
 local owner, when, limit = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local beat, now = last_beat_of(owner), now_ms()
@@ -29,7 +28,7 @@ for _, id in ipairs(redis.call('SRANDMEMBER', running_of(owner), limit)) do
   local is_running = job and job.state == 'running' and job.owner == owner
   if not is_running then
     redis.call('SREM', running_of(owner), id)
-  elseif id ~= suspect or redis.call('SCARD', running_of(owner)) == 1 then -- the suspect last, so that every call knows it
+  elseif id ~= suspect or redis.call('SCARD', running_of(owner)) == 1 then -- the suspect last: every call needs it
     if when ~= 'leaving' then
       job.deaths = redis.call('HINCRBY', record_of(id), 'deaths', 1)
       redis.call('HSET', record_of(id), 'lived', math.max(job.lived, lived(job)))

@@ -3,7 +3,7 @@
 local INLINE_BYTES = 16384 -- a longer payload is read by the worker, so that no script copies it
 
 -- Sets the lease and returns what a worker needs to run the job:
---   {id, attempt, spared, rank, length of the payload, payload if it is short, 1 if an abort was asked for, history}.
+--   {id, attempt, spared, rank, length of the payload, payload if it is short, 1 if an abort was requested, history}.
 local function start(id, job, owner, lease_ttl_ms)
   local attempt = call_or_nil('INCR', RETRY_PREFIX .. id)
   if not attempt then

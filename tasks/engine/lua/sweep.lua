@@ -1,10 +1,10 @@
--- Mends what no worker is about to: admitted jobs without a place, sessions held by jobs that are gone.
+-- Repairs what no other script does: admitted jobs without a place, sessions held by jobs that are gone.
 -- include: job.lua
 --
 -- ARGV: cursor of the queue, cursor of the holders ('0' starts), number of entries to look at.
--- Returns {next queue cursor, next holders cursor, number mended}.
+-- Returns {next queue cursor, next holders cursor, number repaired}.
 
-local mended = 0
+local repaired = 0
 local queued = redis.call('ZSCAN', QUEUE, ARGV[1], 'COUNT', ARGV[3])
 local admitted, records = {}, {}
 for i = 1, #queued[2], 2 do
@@ -14,12 +14,12 @@ for i = 1, #queued[2], 2 do
     records[#records + 1] = record_of(id)
   end
 end
--- As a rule nothing has to be mended, and one look at all of them says so.
+-- As a rule nothing has to be repaired, and one call for all of them shows it.
 if #records > 0 and redis.call('EXISTS', unpack(records)) < #records then
   for i, job in ipairs(admitted) do
     if redis.call('EXISTS', records[i]) == 0 then
       redis.call('ZADD', QUEUE, 'XX', job[2], job[1])
-      mended = mended + 1
+      repaired = repaired + 1
     end
   end
 end
@@ -33,8 +33,8 @@ local scores = #holders > 0 and redis.call('ZMSCORE', QUEUE, unpack(holders)) or
 for i, holder in ipairs(holders) do
   if not scores[i] then
     release_turn(holder, sessions[i])
-    mended = mended + 1
+    repaired = repaired + 1
   end
 end
-if mended > 0 then redis.call('PUBLISH', WAKE, 'swept') end
-return { queued[1], held[1], mended }
+if repaired > 0 then redis.call('PUBLISH', WAKE, 'swept') end
+return { queued[1], held[1], repaired }

@@ -1,4 +1,4 @@
--- Says whether a model may be asked now, and lets one request through to try a model that was down.
+-- Checks whether a model takes requests now, and lets one request through to probe a model that was down.
 -- include: job.lua
 --
 -- ARGV: the model's gate, owner, token (names this request), how long a probe may take in ms, 1 only to look.

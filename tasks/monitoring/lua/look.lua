@@ -1,11 +1,11 @@
--- Says how queued and running jobs stand; changes nothing.
+-- Describes queued and running jobs; changes nothing.
 -- include: job.lua payload.lua
 --
 -- ARGV: ids; a page of them at a time, because their payloads are read here.
 -- Returns a list for each job that is still in the queue: {id, score in ARQ's queue, state ('' where no worker has looked
 --   at it), attempts begun, owner, job whose turn it waits for, function, mode, user, session, enqueue time in ms};
---   what is not known is ''; a long payload is read at
---   its beginning and its end alone.
+--   an unknown value is ''; of a long payload the beginning and
+--   the end are read.
 
 local function text(value) return type(value) == 'string' and value or '' end
 

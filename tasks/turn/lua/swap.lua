@@ -1,7 +1,7 @@
--- Sets a field of a hash, if it still holds what it held when the new value was worked out.
+-- Sets a field of a hash, if it still has the value from which the new one was computed.
 --
 -- ARGV: key, field, the value it held ('' for none), the new value.
--- Returns nothing where it is set, or else what it holds: somebody else has written it.
+-- Returns nil where the field is set, or else its value, which another process has written.
 
 local held = redis.call('HGET', ARGV[1], ARGV[2]) or ''
 if held ~= ARGV[3] then return held end
