@@ -130,7 +130,7 @@ class Queue:
         return int(await _RECONCILE.run(self._redis, self.owner, *known))
 
     async def silent_workers(self) -> dict[str, float]:
-        """Return the seconds since the last beat of the workers that have missed one; infinity where the lease has expired."""
+        """Return the seconds since the last beat of workers that missed one; infinity where the lease has expired."""
         listed = await _SILENT.run(self._redis, SILENT_MS)
         pairs = zip(listed[::2], listed[1::2], strict=True)
         return {owner.decode(): ms / 1000 if ms >= 0 else math.inf for owner, ms in pairs}
