@@ -16,8 +16,8 @@ from protostar_client import (
     Cancelled,
     ChatClient,
     ConnectionLost,
+    Event,
     EventsExpired,
-    HistoryMessage,
     JobError,
     JobHandle,
     JobVanished,
@@ -30,13 +30,17 @@ from pydantic import BaseModel, ConfigDict
 
 from .config import Config
 from .errors import NotFoundError, answer_errors
-from .library import Library, Passage
+from .library import Library, Passage, PastMessage
+from .protection import Protection
 from .users import User, remember_users, sign_in
 
 PAGE: Final = FilePath(__file__).parent / "page"
 RETRY_MS: Final = 1_000
-HISTORY_TIMEOUT_S: Final = 10.0
+ALIVE_EVERY_S: Final = 3.0
+"""How often a stream without events says that it is alive: a page that hears nothing for longer connects again."""
+HISTORY_MAX_MESSAGES: Final = 200
 SOURCES_TIMEOUT_S: Final = 2.0
+ALIVE: Final = ServerSentEvent(data={"type": "alive"})
 _EVENT_ID: Final = r"^[0-9]{1,18}-[0-9]{1,18}$"
 _HEADERS: Final = {
     # Nothing but our own files may run or be shown, whatever a model or a document says.
@@ -74,12 +78,6 @@ class Cancellation(BaseModel):
     cancelled: bool | None
 
 
-class PastMessage(HistoryMessage):
-    """A message of a session, with the sources of an answer."""
-
-    sources: list[Source]
-
-
 router = APIRouter()
 
 
@@ -101,6 +99,7 @@ def make_app(config: Config) -> FastAPI:
     app = FastAPI(title="Protostar gateway", lifespan=connected, docs_url=None, redoc_url=None)
     remember_users(app, config)
     answer_errors(app)
+    app.add_middleware(Protection, allowed_hosts=config.allowed_hosts)
     app.include_router(router)
     app.mount("/static", StaticFiles(directory=PAGE / "static"))
     return app
@@ -171,19 +170,48 @@ async def follow(
 
     A browser that lost the connection sends `Last-Event-ID` by itself; `after` is for one that has just loaded the
     page. Messages have no `event:` name, because one named "error" could not be told from EventSource's own. After the
-    one of type `over` there is nothing more to come, and the browser must not come back.
+    one of type `over` there is nothing more to come, and the browser must not come back. One of type `alive` is sent
+    where nothing else was for `ALIVE_EVERY_S`: a comment, which a script can't see, would not show that a proxy on the
+    way has gone silent.
     """
     yield ServerSentEvent(comment="an answer", retry=RETRY_MS)
     try:
         async with aclosing(handle.events(last_event_id or after)) as events:
-            async for event in events:
-                yield ServerSentEvent(id=event.id, raw_data=event.model_dump_json(exclude_none=True))
+            async for event in _with_signs_of_life(events):
+                yield (
+                    ALIVE
+                    if event is None
+                    else ServerSentEvent(id=event.id, raw_data=event.model_dump_json(exclude_none=True))
+                )
     except (ReaderTooSlow, ConnectionLost, RedisRefused):
         return  # the browser comes back with the last id it saw
     except (JobError, Cancelled, JobVanished, EventsExpired) as error:
         yield ServerSentEvent(data={"type": "over", "message": str(error)})
     else:
         yield ServerSentEvent(data={"type": "over"})
+
+
+def _as_message(event: Event) -> ServerSentEvent:
+    return ServerSentEvent(id=event.id, raw_data=event.model_dump_json(exclude_none=True))
+
+
+async def _with_signs_of_life(events: AsyncIterator[Event]) -> AsyncIterator[Event | None]:
+    """The events, and None whenever there was none for `ALIVE_EVERY_S`."""
+    following = asyncio.ensure_future(anext(events, None))
+    try:
+        while True:
+            done, _ = await asyncio.wait({following}, timeout=ALIVE_EVERY_S)
+            if not done:
+                yield None
+                continue
+            event = following.result()
+            if event is None:
+                return
+            yield event
+            following = asyncio.ensure_future(anext(events, None))
+    finally:
+        following.cancel()
+        await asyncio.wait({following})
 
 
 @router.post("/api/answers/{job_id}/cancel")
@@ -226,14 +254,10 @@ async def _tells_of(handle: JobHandle, chunk_id: int) -> bool:
 
 @router.get("/api/messages")
 async def messages(
-    session_id: str, user: User, client: Client, library: TheLibrary, limit: int = 50
+    session_id: Annotated[str, Query(min_length=1, max_length=128)],
+    user: User,
+    library: TheLibrary,
+    limit: Annotated[int, Query(ge=1, le=HISTORY_MAX_MESSAGES)] = 50,
 ) -> list[PastMessage]:
-    """The newest messages of a session of the user's, oldest first."""
-    past = await client.history(user_uuid=user, session_id=session_id, limit=limit, timeout_s=HISTORY_TIMEOUT_S)
-    sources = await library.sources(user, [message.job_id for message in past])
-    return [
-        PastMessage(
-            **message.model_dump(), sources=sources.get(message.job_id, []) if message.role == "assistant" else []
-        )
-        for message in past
-    ]
+    """The newest messages of a session of the user's, oldest first. They come from PostgreSQL and wait in no queue."""
+    return await library.messages(user, session_id, limit)

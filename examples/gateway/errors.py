@@ -1,7 +1,8 @@
-"""What goes wrong, as status codes and one shape of JSON: `{"error": {"code", "message", ...}}`."""
+"""Errors as status codes and one form of JSON: `{"error": {"code", "message", ...}}`."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Final
 
 import asyncpg
@@ -26,12 +27,15 @@ _QUEUE_FULL_S: Final = 5
 _REDIS_AWAY_S: Final = 2
 
 
+logger = logging.getLogger("protostar.gateway")
+
+
 class NotFoundError(Exception):
-    """Nothing is there, or nothing that this user may see."""
+    """There is no such thing, or this user may not see it."""
 
 
 def answer_errors(app: FastAPI) -> None:
-    """Have every error told in the same way."""
+    """Give every error the same form."""
     app.add_exception_handler(ProtostarError, _protostar)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(NotSignedInError, lambda _, error: _reply(401, "not_signed_in", str(error)))
@@ -53,7 +57,9 @@ def _protostar(_request: Request, error: Exception) -> JSONResponse:
         case JobVanished() | EventsExpired():
             return _reply(404, "not_found", text)
         case ConnectionLost() | RedisRefused():
-            return _reply(503, "unavailable", text, retry_s=_REDIS_AWAY_S)
+            # Their own messages name addresses, which are not a browser's business.
+            logger.warning("redis unavailable: %s", error)
+            return _reply(503, "unavailable", "the queue can't be reached; try again", retry_s=_REDIS_AWAY_S)
         case JobError():
             return _reply(502, error.code, error.message)
         case _:

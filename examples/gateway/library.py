@@ -1,4 +1,4 @@
-"""What answers quote: their sources, and passages as they stand in their documents.
+"""What is stored: the messages of a session, the sources of an answer, and a passage within its document.
 
 Everything comes from PostgreSQL. No path is ever taken from a browser and no file opened, so the gateway may run where
 the corpus folder is not, and shows of a document only what surrounds a passage that the user's own answer was given.
@@ -10,7 +10,7 @@ from typing import Final, Self
 from uuid import UUID
 
 import asyncpg
-from protostar_client import Source
+from protostar_client import HistoryMessage, Source
 from pydantic import BaseModel, TypeAdapter
 
 _NEIGHBOURS: Final = 2
@@ -21,12 +21,24 @@ SELECT messages.job_id, messages.sources FROM messages JOIN sessions ON sessions
 WHERE sessions.user_uuid = $1 AND messages.job_id = ANY($2::text[])
 AND messages.role = 'assistant' AND messages.sources IS NOT NULL
 """
+_NEWEST: Final = """
+SELECT messages.id AS message_id, messages.role, messages.content, messages.summary, messages.status,
+    messages.created_at, messages.job_id, CASE WHEN messages.role = 'assistant' THEN messages.sources END AS sources
+FROM messages JOIN sessions ON sessions.id = messages.session_id
+WHERE sessions.user_uuid = $1 AND sessions.session_id = $2 ORDER BY messages.id DESC LIMIT $3
+"""
 _AROUND: Final = """
 SELECT chunks.id, chunks.heading, chunks.text, chunks.start_offset, chunks.end_offset, documents.path
 FROM chunks JOIN documents ON documents.id = chunks.document_id
 JOIN chunks AS asked ON asked.document_id = chunks.document_id AND asked.generation_id = chunks.generation_id
 WHERE asked.id = $1 AND abs(chunks.position - asked.position) <= $2 ORDER BY chunks.position
 """
+
+
+class PastMessage(HistoryMessage):
+    """A message of a session, with the sources of an answer."""
+
+    sources: list[Source]
 
 
 class Passage(BaseModel):
@@ -63,6 +75,13 @@ class Library:
         """The sources of those stored answers of the user's that have some, by job id."""
         rows = await self._pool.fetch(_OF_ANSWERS, user_uuid, job_ids)
         return {row["job_id"]: _SOURCES.validate_json(row["sources"]) for row in rows}
+
+    async def messages(self, user_uuid: UUID, session_id: str, limit: int) -> list[PastMessage]:
+        """Read the newest messages of a session of the user's, oldest first; none where there is no such session."""
+        rows = await self._pool.fetch(_NEWEST, user_uuid, session_id, limit)
+        return [
+            PastMessage(**{**row, "sources": _SOURCES.validate_json(row["sources"] or "[]")}) for row in reversed(rows)
+        ]
 
     async def passage(self, chunk_id: int) -> Passage | None:
         """A passage; None where its document was changed or removed since it was quoted."""

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 from uuid import uuid4
 
@@ -299,11 +299,14 @@ class Site:
 
 @asynccontextmanager
 async def running_site(example: Path, stack: Stack) -> AsyncIterator[Site]:
+    """The service, started and ended as a user does it: `npm start` and SIGTERM."""
     process = await asyncio.create_subprocess_exec(
         NODE,
-        "dist/nestjs/src/main.js",
+        NPM,
+        "start",
+        "--silent",
         cwd=example / "nestjs",
-        env={"REDIS_URL": stack.redis_url, "PORT": "0"},
+        env={"REDIS_URL": stack.redis_url, "PORT": "0", "PATH": f"{NODE.parent}:{os.environ['PATH']}"},
         stdout=PIPE,
     )
     try:
@@ -340,6 +343,22 @@ async def test_nestjs_streams_resumes_and_cancels(example: Path, shared_stack: S
         await stack.model.until_waiting("never")
         reply = await asyncio.to_thread(site.call, "DELETE", f"/answers/{question['job_id']}")
         assert reply == {"cancelled": True}
+        with pytest.raises(HTTPError, match="400"):
+            await asyncio.to_thread(site.call, "POST", "/answers", {"session_id": "s", "content": " "})
+
+    def is_served() -> bool:
+        try:
+            urlopen(site.url, timeout=DEADLINE_S)
+        except HTTPError:
+            return True
+        except URLError:
+            return False
+        return True
+
+    async def has_ended() -> bool:
+        return not await asyncio.to_thread(is_served)
+
+    await until(has_ended, "npm's child has ended with it")
 
 
 # The types against the models

@@ -18,6 +18,7 @@ from playwright.async_api import Browser, BrowserContext, expect
 from stack.web import Gateway
 from tests.support.chat_page import DESKTOP, PHONE, ChatPage, running_browser
 from tests.support.stack_under_test import Stack, until
+from tests.support.tcp_proxy import TcpProxy
 from tests.support.visitor import gateway_before
 
 pytest_plugins = ["tests.support.gateway_fixtures"]
@@ -363,3 +364,71 @@ FAINT = """() => {
         .filter((element) => contrast(getComputedStyle(element).color, ground(element)) < 4.5)
         .map((element) => element.outerHTML);
 }"""
+
+
+# In view
+
+SIZES = [
+    {"viewport": {"width": 1280, "height": 900}},
+    DESKTOP,
+    {"viewport": {"width": 700, "height": 420}},
+    PHONE,
+]
+LONG = [f"{number}번째 문장은 화면을 채우려고 길게 쓴 문장이며 여러 줄로 이어진다.\n\n" for number in range(40)]
+IS_CLEAR = """() => {
+  const answer = document.querySelector("#turns > li:last-child .text").getBoundingClientRect();
+  const composer = document.querySelector("footer").getBoundingClientRect();
+  return answer.bottom <= composer.top && answer.bottom > 0;
+}"""
+
+
+@pytest.mark.parametrize("size", SIZES, ids=["large", "desktop", "low", "phone"])
+async def test_the_newest_text_stays_above_the_composer(
+    gateway: Gateway, shared_stack: Stack, open_page: Open, size: dict[str, Any]
+) -> None:
+    chat = await open_page(gateway.url, **size)
+    for pieces in (LONG, ANSWER, LONG):
+        question = f"{QUESTION} {uuid4().hex}"
+        gate = hold(shared_stack, pieces, after=len(pieces) - 1, contains=question)
+        await chat.ask(question)
+        await expect(chat.text()).to_contain_text(pieces[-2].strip()[:20])
+        await chat.page.wait_for_function(IS_CLEAR)
+        shared_stack.model.release(gate)
+        await chat.until("done")
+        await chat.page.wait_for_function(IS_CLEAR)
+
+
+async def test_a_person_who_has_scrolled_up_is_left_there(
+    gateway: Gateway, shared_stack: Stack, open_page: Open
+) -> None:
+    chat = await open_page(gateway.url)
+    question = f"{QUESTION} {uuid4().hex}"
+    gate = hold(shared_stack, LONG, after=30, contains=question)
+    await chat.ask(question)
+    await expect(chat.text()).to_contain_text("29번째")
+    await chat.page.mouse.move(400, 200)
+    await chat.page.mouse.wheel(0, -600)
+    await chat.page.wait_for_function(
+        "() => document.scrollingElement.scrollTop + innerHeight < document.body.scrollHeight - 300"
+    )
+    top = await chat.page.evaluate("() => document.scrollingElement.scrollTop")
+    shared_stack.model.release(gate)
+    await chat.until("done")
+    assert await chat.page.evaluate("() => document.scrollingElement.scrollTop") == top
+
+
+async def test_a_proxy_that_goes_silent_costs_nothing_of_the_answer(
+    gateway: Gateway, shared_stack: Stack, open_page: Open
+) -> None:
+    """It keeps the connection and passes nothing on: only the missing signs of life show it."""
+    with TcpProxy(int(gateway.url.rpartition(":")[2])) as proxy:
+        chat = await open_page(proxy.url)
+        question = f"{QUESTION} {uuid4().hex}"
+        gate = hold(shared_stack, ANSWER, after=1, contains=question)
+        await chat.ask(question)
+        await chat.until_shown(said(ANSWER[:1]))
+        proxy.go_silent()
+        shared_stack.model.release(gate)
+        await chat.until("done")
+        await chat.check_stored(shared_stack)
+        assert len(chat.followed) > 1

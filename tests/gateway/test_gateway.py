@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -15,6 +17,7 @@ from redis.asyncio import Redis
 
 from stack.web import Gateway
 from tests.project.test_architecture import MAY_IMPORT
+from tests.support.redis_gate import RedisGate
 from tests.support.stack_under_test import ROOT, Stack, check_order, clean_environment, text_of, until
 from tests.support.visitor import Visitor, gateway_before, sse_events, visitor_of
 
@@ -61,7 +64,7 @@ async def test_a_stream_tells_proxies_and_browsers_what_they_need(visitor: Visit
     job_id = await visitor.ask(question)
     reply = await visitor.http.get(f"/api/answers/{job_id}/events")
     assert reply.headers["content-type"].startswith("text/event-stream")
-    assert (reply.headers["x-accel-buffering"], reply.headers["cache-control"]) == ("no", "no-cache")
+    assert (reply.headers["x-accel-buffering"], reply.headers["cache-control"]) == ("no", "no-store")
     assert "retry: 1000\n" in reply.text.partition("data:")[0]
     assert "event:" not in reply.text
 
@@ -210,7 +213,7 @@ async def test_only_passages_of_ones_own_answers_are_shown(
 def test_no_path_leads_to_a_file(gateway: Gateway, path: str) -> None:
     # Not by a client, which would tidy the path up.
     with socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2])), timeout=30) as connection:
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         reply = b"".join(iter(lambda: connection.recv(65_536), b""))
     assert re.match(rb"HTTP/1.1 (401|404|422) ", reply), reply
     assert b"root:" not in reply
@@ -335,3 +338,67 @@ def test_it_knows_of_protostar_what_the_client_tells() -> None:
 
 def imports_of_example(path: Path) -> set[str]:
     return set(re.findall(r"^(?:from|import) ([a-z_.]+)", path.read_text(), re.M))
+
+
+# Protection
+
+
+@pytest.mark.parametrize("host", ["rebound.example", "localhost.example:80", ""])
+async def test_a_host_that_is_not_configured_is_refused(gateway: Gateway, host: str) -> None:
+    async with httpx.AsyncClient(base_url=gateway.url) as http:
+        reply = await http.get("/api/messages", params={"session_id": "s"}, headers={"Host": host})
+        assert (reply.status_code, reply.json()["error"]["code"]) == (421, "unknown_host")
+        assert (await http.get("/healthz", headers={"Host": host})).status_code == 200
+
+
+@pytest.mark.parametrize("is_announced", [True, False])
+async def test_a_body_that_is_too_large_is_refused_before_it_is_read(visitor: Visitor, is_announced: bool) -> None:
+    size, sent = 64 * 1024 * 1024, 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while sent < size:
+            sent += 65_536
+            yield bytes(65_536)
+
+    headers = {"Content-Type": "application/json"} | ({"Content-Length": str(size)} if is_announced else {})
+    try:
+        reply = await visitor.http.post("/api/answers", content=body(), headers=headers)
+    except httpx.WriteError:  # refused and closed while the body is being sent
+        return
+    assert (reply.status_code, reply.json()["error"]["code"]) == (413, "body_too_large")
+
+
+async def test_replies_of_the_api_are_kept_by_no_cache(visitor: Visitor) -> None:
+    for reply in [
+        await visitor.http.get("/api/messages", params={"session_id": visitor.session_id}),
+        await visitor.http.get("/api/answers/no-such-job"),
+        await visitor.http.post("/api/answers", json={}),
+    ]:
+        assert (reply.headers["cache-control"], reply.headers["x-content-type-options"]) == ("no-store", "nosniff")
+
+
+async def test_an_error_names_no_address(shared_places: tuple[str, str, Path], tmp_path: Path) -> None:
+    redis_url, database_url, _ = shared_places
+    with RedisGate(redis_url) as gate, gateway_before(gate.url, database_url, tmp_path) as gateway:
+        async with visitor_of(gateway.url) as visitor:
+            gate.__exit__()
+            reply = await visitor.http.post("/api/answers", json={"session_id": "s", "content": "hi"}, timeout=60)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "unavailable")
+    assert reply.json()["error"]["message"] == "the queue can't be reached; try again"
+
+
+async def test_a_stream_without_events_shows_signs_of_life(visitor: Visitor, shared_stack: Stack) -> None:
+    question = question_of_its_own()
+    gate = hold(shared_stack, question, after=1)
+    job_id = await visitor.ask(question)
+    types: list[str] = []
+    async with visitor.http.stream("GET", f"/api/answers/{job_id}/events", timeout=30) as reply:
+        async for line in reply.aiter_lines():
+            if line.startswith("data: "):
+                types.append(json.loads(line.removeprefix("data: "))["type"])
+                if types[-1] == "alive" and types.count("alive") == 1:
+                    shared_stack.model.release(gate)
+    assert "alive" in types
+    assert types[-2:] == ["done", "over"]
+    assert (await shared_stack.messages(job_id))[1]["content"] == "".join(PIECES)

@@ -27,6 +27,9 @@ export class Protostar {
    * known whether it was heard, call again with the same id.
    */
   async enqueue(request: ChatRequest, jobId: string = randomUUID()): Promise<Job> {
+    if (request.content.trim() === "") {
+      throw new JobError("invalid_request", "content: is empty; write a question");
+    }
     const payload = JSON.stringify({ t: null, f: "generate_chat", a: [], k: request });
     const [outcome, detail] = (await this.#redis.eval(
       ENQUEUE,

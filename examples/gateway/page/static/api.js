@@ -37,24 +37,54 @@ export const messages = (sessionId) => call(`/api/messages?session_id=${encodeUR
  */
 export function follow(jobId, lastId, onEvent, onLink) {
   const source = new EventSource(`${answer(jobId)}/events${lastId ? `?after=${lastId}` : ""}`);
-  source.onopen = () => onLink(true);
+  // A proxy that goes silent without closing raises no error: the missing signs of life show it.
+  let watch;
+  const isAlive = () => {
+    clearTimeout(watch);
+    watch = setTimeout(async () => {
+      source.close();
+      onLink(false);
+      await dropSilentConnections();
+      follow(jobId, lastId, onEvent, onLink);
+    }, SILENCE_MS);
+  };
+  isAlive();
+  source.onopen = () => {
+    isAlive();
+    onLink(true);
+  };
   source.onmessage = ({ data, lastEventId }) => {
+    isAlive();
     const event = JSON.parse(data);
     lastId = lastEventId || lastId;
-    if (ENDINGS.has(event.type)) source.close();
+    if (event.type === "alive") return;
+    if (ENDINGS.has(event.type)) {
+      clearTimeout(watch);
+      source.close();
+    }
     onEvent(event);
   };
   source.onerror = async () => {
     onLink(false);
     if (source.readyState !== EventSource.CLOSED) return;
+    clearTimeout(watch);
     // It was refused and does not come back by itself; why, it doesn't tell.
     if (await isGone(jobId)) onEvent({ type: "over" });
     else setTimeout(() => follow(jobId, lastId, onEvent, onLink), RETRY_MS);
   };
 }
 
+/** The browser keeps connections for later; behind a silent proxy each of them would cost another wait. */
+const dropSilentConnections = () =>
+  Promise.allSettled(
+    Array.from({ length: MOST_CONNECTIONS }, () => fetch("/healthz", { cache: "no-store", signal: AbortSignal.timeout(PROBE_MS) })),
+  );
+
 const ENDINGS = new Set(["done", "error", "cancelled", "over"]);
 const RETRY_MS = 2000;
+const PROBE_MS = 2000;
+const MOST_CONNECTIONS = 6; // of a browser to one host
+const SILENCE_MS = 7_000; // the gateway sends a sign of life every 3 s
 
 const isGone = (jobId) =>
   call(answer(jobId)).then(

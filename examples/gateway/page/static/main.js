@@ -10,6 +10,7 @@ import { label, say, switchLanguage } from "./words.js";
 
 const SESSION = "session";
 const NEAR_PX = 80;
+let isFollowing = true; // whether the newest text is kept in view
 const find = (id) => document.getElementById(id);
 const spoken = speaker(find("spoken"));
 const turns = new Map(); // job id -> { turn, view }
@@ -118,7 +119,8 @@ function add(turn) {
   view.draw();
   find("turns").append(view.root);
   find("welcome").hidden = true;
-  view.root.scrollIntoView({ block: "end" });
+  isFollowing = true;
+  scrollToEnd();
 }
 
 function changed(turn) {
@@ -127,11 +129,21 @@ function changed(turn) {
 }
 
 function draw() {
-  const page = document.scrollingElement;
-  const isAtEnd = page.scrollHeight - page.scrollTop - page.clientHeight < NEAR_PX;
   for (const jobId of toDraw) turns.get(jobId)?.view.draw();
   toDraw = new Set();
-  if (isAtEnd) page.scrollTop = page.scrollHeight;
+  if (isFollowing) scrollToEnd();
+}
+
+// The composer covers the end of the window, so the end of the page and not of the answer has to be in view.
+function scrollToEnd() {
+  const page = document.scrollingElement;
+  page.scrollTop = page.scrollHeight;
+}
+
+/** Text that grows moves nothing; only a person who scrolls up leaves the end. */
+function noteScroll() {
+  const page = document.scrollingElement;
+  isFollowing = page.scrollHeight - page.scrollTop - page.clientHeight < NEAR_PX;
 }
 
 async function open(turn, source) {
@@ -247,6 +259,8 @@ find("language").addEventListener("click", () => {
   relabel();
 });
 find("theme").addEventListener("click", switchTheme);
+window.addEventListener("scroll", noteScroll, { passive: true });
+window.addEventListener("resize", () => isFollowing && scrollToEnd());
 window.addEventListener("popstate", openSession);
 window.addEventListener("pagehide", () => followed && memory.keepReading(followed));
 memory.watchQuestions(() => sessionId, heard);
