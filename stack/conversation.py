@@ -1,4 +1,4 @@
-"""Asking the worker from a terminal: the answer as it comes, its sources, and its summary."""
+"""Asks the worker from a terminal and shows the answer, its sources and its summary."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 def printable(text: str) -> str:
-    """A model's text without what could play with the terminal."""
+    """Remove control characters from a model's text."""
     return text.translate(_CONTROL_CHARACTERS)
 
 

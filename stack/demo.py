@@ -1,4 +1,4 @@
-"""Protostar at work on this machine: Redis, PostgreSQL, a model server and a worker, started for you.
+"""Runs Protostar on this machine: starts Redis, PostgreSQL, a model server and a worker for you.
 
 Without a command: a tour. The servers listen on no network port but the model server's and `web`'s, on loopback;
 everything ends with this program. What it stores is in .protostar/; for root, where that can't be reached by

@@ -1,4 +1,4 @@
-"""Become a server: drop privileges, ask the kernel to be killed with the parent, replace this process.
+"""Becomes a server: drops privileges, asks the kernel to be killed with the parent, replaces this process.
 
 Run as a script between `stack.processes` and the server. Arguments: the parent's process id, the signal to
 die by, user and group id (-1 to keep them), the program, its arguments. A script and not a `preexec_fn`,

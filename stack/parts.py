@@ -1,4 +1,4 @@
-"""What the demo runs: Redis, PostgreSQL, a model server where the user has none, and the worker."""
+"""The processes of the demo: Redis, PostgreSQL, a model server where the user has none, and the worker."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _WORKER_STOP_S: Final = 15
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Running servers, and how to reach them. `environment` is what they add to the user's."""
+    """Running servers and their addresses. `environment` has the variables that they add to the user's."""
 
     environment: dict[str, str]
     model_server_url: str | None
@@ -38,12 +38,12 @@ class Parts:
 
     @property
     def redis_url(self) -> str:
-        """For the client."""
+        """The URL for the client."""
         return self.environment["REDIS_URL"]
 
     @property
     def database_url(self) -> str:
-        """For a look into the tables."""
+        """The URL of the database."""
         return self.environment["DATABASE_URL"]
 
     def reindex(self, *, output: IO[str]) -> None:
@@ -108,7 +108,7 @@ def remove_state() -> None:
 
 @contextmanager
 def _only_one() -> Iterator[None]:
-    """Hold the lock that one demo at a time can hold; the kernel releases it however we end."""
+    """Hold the lock that allows one demo at a time; the kernel releases it when the process ends."""
     path = STATE / "lock"
     try:
         STATE.mkdir(mode=0o711, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Where the servers' programs and data may lie, and as whom the servers run.
+"""Folders for the servers' programs and data, and the account that the servers run as.
 
 PostgreSQL refuses to run as root, so root's servers run as `nobody`, who can't reach a clone in root's home
 or in a private folder. What the servers need then lies in a folder of its own beside other temporary files.

@@ -1,4 +1,4 @@
-"""Child processes that die with us, however we die, and servers made of them."""
+"""Child processes that end with this process, however it ends, and servers made of them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def dying_with_us(
 
 
 class Process:
-    """A child that dies with us, in a session of its own, so that the terminal's Ctrl-C reaches us alone."""
+    """A child that ends with this process. It has a session of its own, so that Ctrl-C does not reach it."""
 
     def __init__(
         self,
@@ -218,7 +218,7 @@ class Server(ABC):
 
 
 SERVER_ENVIRONMENT: Final = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
-"""What a server sees of the environment: nothing of the user's."""
+"""The environment of a server: none of the user's variables."""
 
 
 def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str) -> None:

@@ -1,4 +1,4 @@
-"""Which model the demo asks: the user's own, where a key is set, or else the local server."""
+"""Chooses the demo's model: the user's own where a key is set, otherwise the local server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stack.model_server.voice import MODEL
 
 
 def own_environment(environ: Mapping[str, str]) -> dict[str, str] | None:
-    """What to add to the user's environment to use the user's own provider; None where no key is set.
+    """Return the variables that select the user's own provider; None where no key is set.
 
     Raises:
         StackError: a key is set, but no model.
@@ -27,7 +27,7 @@ def own_environment(environ: Mapping[str, str]) -> dict[str, str] | None:
 
 
 def local_environment(url: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """What makes a worker ask the local model server at `url`, and nobody else."""
+    """Return the variables that make a worker ask only the local model server at `url`."""
     direct = ",".join(filter(None, [environ.get("NO_PROXY") or environ.get("no_proxy"), "127.0.0.1"]))
     return {
         "OPENAI_BASE_URL": f"{url}/v1",

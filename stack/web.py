@@ -53,7 +53,7 @@ def running_gateway(folder: Path, environment: Mapping[str, str], *, port: int =
 
 
 def _secret(file: Path) -> str:
-    """The same secret at every start, so that who came before keeps the conversations of before."""
+    """Return the same secret at every start, so that visitors keep their earlier conversations."""
     if not file.exists():
         file.touch(mode=0o600)
         file.write_text(secrets.token_urlsafe(32))

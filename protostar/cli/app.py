@@ -1,4 +1,4 @@
-"""The command line put together: one module for each group of commands."""
+"""Assembles the command line from one module for each group of commands."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from protostar.cli import ask, corpus, doctor, follow, history, jobs, migrate, p
 from protostar.cli.support.errors import CommandError
 
 _EXIT_CODES: Final = (
-    "Exit codes: 0 done; 1 failed, one line on standard error says why; 2 wrong use; 130 interrupted. "
+    "Exit codes: 0 done; 1 failed, with the reason on one line of standard error; 2 wrong use; 130 interrupted. "
     "Data goes to standard output, everything else to standard error."
 )
 
 app = typer.Typer(
     name="protostar",
-    help="Look after Protostar's database, corpus and queue, and ask its workers.",
+    help="Manage Protostar's database, corpus and queue, and ask its workers questions.",
     epilog=_EXIT_CODES,
     no_args_is_help=True,
     add_completion=False,
@@ -50,7 +50,7 @@ for command in (
 
 def main() -> None:
     """Run the command line. Exits with one of the codes that `--help` names."""
-    logging.getLogger("protostar").addHandler(logging.NullHandler())  # a command says what happens itself
+    logging.getLogger("protostar").addHandler(logging.NullHandler())  # commands report errors themselves
     try:
         app(prog_name="protostar")
     except CommandError as error:

@@ -34,7 +34,7 @@ class _Question:
 
 
 def _request(content: str, user: UUID | None, session: str, mode: str, context: str = "") -> ChatRequest:
-    """The request, checked before Redis is asked: wrong use is told as such whatever else is wrong."""
+    """Check the request before Redis is asked, so that wrong use is always reported as such."""
     named = {"content": content, "session_id": session, "mode": mode, "context": context}
     return ChatRequest.parse(named | {"user_uuid": user or account_uuid()})
 
@@ -45,9 +45,9 @@ def ask(
     session: Session = None,
     mode: Mode = "general",
     context: ContextFile = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object an event of the answer.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per event of the answer.")] = False,
 ) -> None:
-    """Ask the workers a question and print the answer while it comes. Ctrl-C cancels the job."""
+    """Ask a question and print the answer as it arrives. Ctrl-C cancels the job."""
     session_id = new_session() if session is None else session
     try:
         with using_client():
@@ -60,7 +60,7 @@ def ask(
 
 
 def chat(user: User = None, session: Session = None, mode: Mode = "general") -> None:
-    """Ask question after question in one session, a line each. Ctrl-C cancels an answer, Ctrl-D ends."""
+    """Ask several questions in one session, one per line. Ctrl-C cancels an answer, Ctrl-D ends."""
     session_id = new_session() if session is None else session
     with using_client():
         _request("x", user, session_id, mode)
@@ -80,7 +80,7 @@ def chat(user: User = None, session: Session = None, mode: Mode = "general") -> 
 
 
 def _lines() -> Iterator[str]:
-    """What is typed, with a prompt where somebody types; lines that hold nothing are left out."""
+    """Read questions line by line, with a prompt on a terminal; empty lines are skipped."""
     is_typed = sys.stdin.isatty() and sys.stdout.isatty()
     if is_typed:
         with contextlib.suppress(ImportError):
@@ -112,7 +112,7 @@ async def _cancel(handle: JobHandle) -> None:
     except JobVanished:
         return
     except (TimeoutError, ProtostarError):
-        note(f"job {handle.job_id} was asked to end, but no worker has said that it did")
+        note(f"job {handle.job_id} was asked to end, but no worker has confirmed it")
 
 
 def enqueue(
@@ -121,11 +121,11 @@ def enqueue(
     session: Session = None,
     mode: Mode = "general",
     context: ContextFile = None,
-    job_id: Annotated[str | None, typer.Option(help="The same id again is the same turn.")] = None,
+    job_id: Annotated[str | None, typer.Option(help="The job's id. The same id again is the same turn.")] = None,
     on_busy: Annotated[OnBusy, typer.Option(help="What to do if the session has an unfinished turn.")] = "enqueue",
     json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Put a question into the queue and print the job's id, for `protostar watch`. Waits for no answer."""
+    """Put a question into the queue and print the job's id for `protostar watch`. Does not wait for the answer."""
     session_id = new_session() if session is None else session
     with using_client():
         request = _request(question, user, session_id, mode, read_context(context))

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 def reindex(
-    full: Annotated[bool, typer.Option("--full", help="Index every file anew, not only what changed.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on: index again whenever the folder changes.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Index every file again, not only the changed ones.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what a run would do, without doing it.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep running and index every change of the folder.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as a JSON object.")] = False,
 ) -> None:
-    """Bring the index up to date with the corpus folder, here and now, and print what was done."""
+    """Bring the index up to date with the corpus folder now, and print what changed."""
     if watch and dry_run:
         raise typer.BadParameter("give either --watch or --dry-run")
     if watch and full:
@@ -134,8 +134,8 @@ def _progress_bar() -> Iterator[Callable[[int, int, int], None]]:
 
 
 def chunks(
-    file: Annotated[Path, typer.Argument(help="A Markdown file, in the corpus folder or not.")],
-    json: Annotated[bool, typer.Option("--json", help="One JSON object a chunk.")] = False,
+    file: Annotated[Path, typer.Argument(help="A Markdown file, inside or outside the corpus folder.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per chunk.")] = False,
 ) -> None:
     """Print how a file is cut into chunks. Needs neither Redis nor PostgreSQL."""
     from rag.corpus.chunk import ChunkSettings, cut

@@ -1,4 +1,4 @@
-"""`protostar doctor`: what is wrong, and what to do."""
+"""`protostar doctor`: problems and their remedies."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _STYLES: Final = {"ok": "green", "note": "yellow", "problem": "bold red", "skipp
 
 
 def doctor(
-    json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
     no_model: Annotated[
-        bool, typer.Option("--no-model", help="Ask no model: it costs some twenty tokens each.")
+        bool, typer.Option("--no-model", help="Do not ask the models, which costs about twenty tokens each.")
     ] = False,
 ) -> None:
-    """Look at every part of the house; say what is wrong and what to do. Exits with 1 if something is."""
+    """Check every part of the installation and print problems and remedies. Exits with 1 if there is a problem."""
     # Imported here: the checks need nearly all there is, and the other commands start faster without.
     from protostar.cli.checks.run import diagnose
 

@@ -26,11 +26,11 @@ from protostar.settings import RedisSettings, load
 def watch(
     job: Job,
     last_id: Annotated[
-        str | None, typer.Option(help="Go on after this event.", show_default="from the beginning")
+        str | None, typer.Option(help="Continue after the event with this id.", show_default="from the beginning")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object an event.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per event.")] = False,
 ) -> None:
-    """Print a job's answer, from its beginning or after an event, until it ends. Ctrl-C leaves the job alone.
+    """Print a job's answer from the beginning, or after an event, until it ends. Ctrl-C does not cancel the job.
 
     Exits with 0 where the answer was completed, with 1 where it failed or was cancelled.
     """
@@ -58,14 +58,14 @@ async def _watch(settings: RedisSettings, view: AnswerView, job: str, last_id: s
     cancel_on_signals()
     async with _job(settings, job) as (handle, _):
         if handle is None:
-            raise CommandError(f"job {job} is no question, so it has no answer; `protostar jobs` shows it")
+            raise CommandError(f"job {job} is not a question, so it has no answer; `protostar jobs` shows it")
         await view.follow(handle, last_id)
         if not view.has_ended:  # it had been seen before: how it ended decides the exit code still
             await handle.result(timeout_s=CANCEL_TIMEOUT_S)
 
 
 def cancel(job: Job) -> None:
-    """End a job, queued or running, and wait for its end. What was said of an answer is kept."""
+    """Cancel a queued or running job and wait until it has ended. The text of a partial answer is kept."""
     with using_client(), using_redis():
         check_job_id(job)
         try:
@@ -88,7 +88,7 @@ async def _cancel(settings: RedisSettings, job: str) -> bool:
 
 
 async def _abort(redis: Redis, job: str) -> bool:
-    """End a job that is nobody's, as any ARQ client does."""
+    """Abort a job that belongs to no user, as any ARQ client does."""
     from arq.connections import ArqRedis
     from arq.jobs import Job as ArqJob
 

@@ -1,4 +1,4 @@
-"""`protostar history`: what a session holds."""
+"""`protostar history`: the messages of a session."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from protostar.settings import DatabaseSettings, load
 
 
 def history(
-    session: Annotated[str, typer.Argument(help="The session.")],
+    session: Annotated[str, typer.Argument(help="The session's id.")],
     user: User = None,
-    limit: Annotated[int, typer.Option(min=1, max=HISTORY_MAX_MESSAGES, help="The newest so many messages.")] = 50,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object a message.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=HISTORY_MAX_MESSAGES, help="The most messages to print.")] = 50,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per message.")] = False,
 ) -> None:
     """Print the messages of a session, oldest first. Reads PostgreSQL; needs neither Redis nor a worker."""
     from models.database import DatabaseError

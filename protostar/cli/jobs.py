@@ -1,4 +1,4 @@
-"""`protostar jobs` and `protostar retry`: what is queued, runs or was given up, and another try for the last."""
+"""`protostar jobs` and `protostar retry`: lists queued, running and dead jobs, and queues a dead job again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _DEAD_COLUMNS: Final = {"job": 36, "given up (UTC)": 19, "attempt": 7, "function
 
 
 class State(StrEnum):
-    """Which jobs to list."""
+    """The states of the jobs to list."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -36,10 +36,10 @@ class State(StrEnum):
 
 
 def jobs(
-    state: Annotated[State | None, typer.Option(help="These alone.", show_default="queued and running")] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object a job.")] = False,
+    state: Annotated[State | None, typer.Option(help="Only these jobs.", show_default="queued and running")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per job.")] = False,
 ) -> None:
-    """List the jobs that wait, that run, or that were given up; the oldest first, of the last the newest."""
+    """List jobs: queued and running ones the oldest first, dead ones the newest first."""
     with using_redis():
         if state is State.DEAD:
             asyncio.run(_list_dead(load(RedisSettings), json=json))
@@ -49,7 +49,7 @@ def jobs(
 
 
 def retry(job: Job) -> None:
-    """Queue a job again that was given up, with all its attempts."""
+    """Put a dead job back into the queue, with all its attempts."""
     with using_redis():
         asyncio.run(_retry(load(RedisSettings), job))
     note(f"job {job} is queued again; to see its answer: protostar watch {job}")

@@ -1,4 +1,4 @@
-"""`protostar prompt`: what a model was sent."""
+"""`protostar prompt`: the prompt of an answer."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 def prompt(
     job: Annotated[str, typer.Argument(help="The id of a chat job that has ended.")],
-    json: Annotated[bool, typer.Option("--json", help="One JSON object, with the messages as they were sent.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object with the messages.")] = False,
 ) -> None:
-    """Print the prompt that the model was sent for an answer, whatever has become of the corpus since."""
+    """Print the prompt of an answer exactly as the model received it, also after the corpus has changed."""
     from models.database import DatabaseError
     from tasks.turn.prompt_record import RecipeError
 

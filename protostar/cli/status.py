@@ -1,4 +1,4 @@
-"""`protostar status`: how everything stands, once or live."""
+"""`protostar status`: the status of all parts, once or live."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _ANSWER_TIMEOUT_S: Final = 5.0
 
 
 def status(
-    once: Annotated[bool, typer.Option("--once", help="Print one snapshot, also on a terminal.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print one snapshot and exit, also on a terminal.")] = False,
     every: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between snapshots.")] = 1.0,
     json: Annotated[bool, typer.Option("--json", help="Print one snapshot as a JSON object.")] = False,
 ) -> None:
-    """Show workers, queue, models, outbox and index; on a terminal again and again, until Ctrl-C."""
+    """Show workers, queue, models, outbox and index; on a terminal refreshed until Ctrl-C."""
     is_live = not once and not json and sys.stdout is not None and sys.stdout.isatty()
     with using_redis():
         if is_live:
@@ -65,7 +65,7 @@ async def _live(every_s: float) -> None:
 
 
 async def _picture(source: _Source) -> Text:
-    """A snapshot for people; what can't be asked is said in it, and asked again for the next one."""
+    """Format a snapshot; it names a part that does not answer, which the next snapshot asks again."""
     try:
         with using_redis():
             text = status_text(await source.read())
@@ -75,7 +75,7 @@ async def _picture(source: _Source) -> Text:
 
 
 class _Source:
-    """Where snapshots come from: Redis, and PostgreSQL while it can be reached (`problem` says why not)."""
+    """Reads snapshots from Redis, and from PostgreSQL while it can be reached; `problem` explains why not."""
 
     def __init__(self) -> None:
         self.problem = ""

@@ -1,4 +1,4 @@
-"""`protostar usage`: what the users have used, by day."""
+"""`protostar usage`: tokens and cost by user and day."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _ROW: Final = "{:<10}  {:<36}  {:>8}  {:>12}  {:>12}  {:>12}  {:>9}\n"
 
 
 def usage(
-    user: Annotated[UUID | None, typer.Option(help="This user's alone.")] = None,
-    days: Annotated[int, typer.Option(min=1, max=36_500, help="So many days, today's among them.")] = 7,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object a day and user.")] = False,
+    user: Annotated[UUID | None, typer.Option(help="Only this user.")] = None,
+    days: Annotated[int, typer.Option(min=1, max=36_500, help="The number of days, today included.")] = 7,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per day and user.")] = False,
 ) -> None:
-    """Print the tokens and the cost of each user and day, the newest day first."""
+    """Print tokens and cost by user and day, the newest day first."""
     from models.database import DatabaseError
 
     with failing_on(SettingsError, DatabaseError):

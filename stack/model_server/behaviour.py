@@ -1,4 +1,4 @@
-"""What the server is told to do with its next requests."""
+"""The script of the model server: how it behaves for its next requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server's open connections, so that one can be broken off under a client's feet."""
+"""The server's open connections, any of which can be reset."""
 
 from __future__ import annotations
 

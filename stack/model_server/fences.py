@@ -33,7 +33,7 @@ def blocks(message: str) -> list[Block]:
 
 
 def without_blocks(message: str) -> str:
-    """What stands outside of the fences."""
+    """Return the text outside of the tags."""
     return _BLOCK.sub("", message).strip()
 
 

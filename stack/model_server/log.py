@@ -1,4 +1,4 @@
-"""What was asked of the server."""
+"""The log of requests."""
 
 from __future__ import annotations
 

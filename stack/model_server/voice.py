@@ -1,4 +1,4 @@
-"""The voice of the local server: it quotes the sentences that fit the question, and says so."""
+"""Composes answers from quotations: the sentences that match the question best."""
 
 from __future__ import annotations
 

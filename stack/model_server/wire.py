@@ -44,7 +44,7 @@ class DropError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is to be said, and how. `usage` is the last word about tokens, None for none."""
+    """The text of an answer and its form. `usage` is the final usage, None for none."""
 
     model: str
     pieces: list[str]
@@ -181,7 +181,7 @@ async def _fault(answer: Answer) -> AsyncIterator[bytes]:
 
 
 async def silence(behaviour: Behaviour) -> None:
-    """Say nothing, for as long as the script wants."""
+    """Send nothing for as long as the script demands."""
     if behaviour.fault_s is None:
         await asyncio.Event().wait()
     else:

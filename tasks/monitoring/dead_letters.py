@@ -1,4 +1,4 @@
-"""Jobs that failed for a reason that is not the asker's: kept, to be looked at and put back."""
+"""Dead letters: jobs that failed for a reason other than the request, kept so that they can be retried."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PUT_BACK: Final = Script.beside(__file__, "put_back")
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A job that was given up. `history` says why each attempt before the last ended; `payload` is its JSON."""
+    """A dead job. `history` has the reason of each attempt before the last; `payload` is its JSON."""
 
     id: str
     job_id: str
@@ -33,7 +33,7 @@ class DeadLetter:
 
 
 async def dead_letters(redis: Redis) -> AsyncIterator[DeadLetter]:
-    """Every dead letter, the newest first."""
+    """Iterate over the dead letters, the newest first."""
     newest = "+"
     while True:
         entries = await redis.xrevrange(keys.DEAD, max=newest, count=_PAGE)

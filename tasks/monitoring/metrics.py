@@ -1,4 +1,4 @@
-"""What is counted, for Prometheus. Nothing here is called for each token of an answer: see `PIECES`.
+"""The counters of Prometheus. Nothing here is called for each token of an answer: see `PIECES`.
 
 Every label has few values: functions and models are those the settings name, outcomes and codes are our own words.
 """
@@ -80,14 +80,14 @@ def first_token(model: str, claim: Claim) -> float:
 
 
 def answered(model: str, output_tokens: int, *, began_s: float) -> None:
-    """Note the pace of a whole answer whose first token came at `began_s`; one token has none."""
+    """Observe the pace of a whole answer whose first token came at `began_s`; a single token has no pace."""
     seconds = time.monotonic() - began_s
     if began_s and seconds > 0 and output_tokens > 1:
         ANSWER_TOKENS_PER_SECOND.labels(model).observe((output_tokens - 1) / seconds)
 
 
 def spent(model: str, usage: Usage) -> None:
-    """Count what a request used. `model` is as the settings name it: a provider may say any name."""
+    """Count the usage of a request. `model` is the name in the settings: a provider may report any name."""
     INPUT_TOKENS.labels(model).inc(usage.input_tokens)
     OUTPUT_TOKENS.labels(model).inc(usage.output_tokens)
     if usage.cost is not None:

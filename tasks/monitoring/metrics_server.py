@@ -92,10 +92,10 @@ def _what_is_wrong(host: str, port: int, error: OSError) -> str:
 
 
 class StatusCollector(Collector):
-    """How everything stands, read when it is asked for. Every worker says the same: take the max over workers.
+    """Reads the status at each scrape. Every worker reports the same values: take the maximum over workers.
 
-    A scrape comes in a thread of its own and the stores are read in the worker's loop. Where they can't be read in
-    time, `protostar_stores_up` is 0 and the rest is left out.
+    A scrape runs in a thread of its own, and Redis and PostgreSQL are read in the worker's event loop. Where they do
+    not answer in time, `protostar_stores_up` is 0 and the other values are missing.
     """
 
     def __init__(self, read: Read, watch: LoopWatch) -> None:
@@ -104,7 +104,7 @@ class StatusCollector(Collector):
         self._loop = asyncio.get_running_loop()
 
     def describe(self) -> list[Metric]:
-        """Nothing: to describe must not read."""
+        """Return nothing, because reading the status here would delay the registration."""
         return []
 
     def collect(self) -> Iterator[Metric]:

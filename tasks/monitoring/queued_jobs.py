@@ -1,4 +1,4 @@
-"""The jobs in the queue, one by one: what each is, and what it waits for."""
+"""Lists the jobs in the queue with their state."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DEFAULT_MODE: Final = "general"
 
 
 class QueuedJob(BaseModel):
-    """A job that has not ended. What its payload does not say, or says in a way no worker reads, is empty."""
+    """A job that has not ended. Fields that its payload lacks, or that are unreadable, are empty."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -37,7 +37,7 @@ class QueuedJob(BaseModel):
     age_s: float
     """Since it was enqueued."""
     due_s: float
-    """How long until a deferred job is due; 0 for the others."""
+    """The seconds until a deferred job is due; 0 for other jobs."""
     attempt: int
     """The running attempt, or the last one; 0 before the first."""
     owner: str
@@ -47,7 +47,7 @@ class QueuedJob(BaseModel):
 
 
 async def queued_jobs(redis: Redis, *, running: bool | None = None) -> AsyncIterator[QueuedJob]:
-    """Every job in the queue, or those alone that run (`running=True`) or don't; the oldest first.
+    """Iterate over the jobs in the queue, the oldest first; `running` selects those that run or don't.
 
     Raises:
         RedisError, OSError: Redis can't be asked.
@@ -62,7 +62,7 @@ async def queued_jobs(redis: Redis, *, running: bool | None = None) -> AsyncIter
 
 
 async def user_of(redis: Redis, job_id: str) -> UUID | None:
-    """The user whose job this is; None where there is no such job, or it is nobody's."""
+    """Return the user of a job; None where there is no such job or it has no user."""
     records = await redis.mget(keys.job(job_id), keys.result(job_id))
     return next((user for record in records if record is not None and (user := owner_of(record))), None)
 

@@ -1,4 +1,4 @@
-"""How everything stands: one snapshot of Redis and PostgreSQL.
+"""The status of all parts: one snapshot of Redis and PostgreSQL.
 
 It costs three round trips to Redis, one or two more for every model with limits, and two to PostgreSQL, however many
 jobs there are: no job is read and no key is looked for.
@@ -30,14 +30,14 @@ class _Part(BaseModel):
 
 
 class WorkerStatus(_Part):
-    """A worker that has signed on and not off; one that is not alive has stopped beating, and will be reaped."""
+    """A registered worker. One that is not alive sends no heartbeat, and its jobs will be taken over."""
 
     owner: str
     is_alive: bool
     beat_age_s: float | None
-    """How long ago its last beat was; None where it said nothing that can be read."""
+    """The seconds since its last heartbeat; None where its report is unreadable."""
     running: int
-    """Jobs that Redis has given it."""
+    """The number of jobs that it has claimed."""
     beat: Beat
 
 
@@ -75,9 +75,9 @@ class ModelStatus(_Part):
     provider: str
     model: str
     paused_s: float
-    """For how long nobody asks it; 0 where it may be asked."""
+    """The seconds until it may be asked again; 0 where it may be asked now."""
     reason: str
-    """Why it is paused: the code of the error; empty where it is not."""
+    """The error code that paused it; empty where it is not paused."""
     is_down: bool
     """The breaker is open: one request at a time tries whether the model is back."""
     requests_per_minute: int
@@ -87,7 +87,7 @@ class ModelStatus(_Part):
 
 
 class Status(_Part):
-    """Everything at one moment. `store` is None where PostgreSQL was not asked."""
+    """A snapshot. `store` is None where PostgreSQL was not asked."""
 
     at: datetime
     """Redis' clock."""

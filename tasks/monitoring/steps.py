@@ -1,4 +1,4 @@
-"""The steps of an attempt, as metrics and traces see them."""
+"""Measures the steps of an attempt, for metrics and traces."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ from tasks.monitoring.traces import span
 
 @contextmanager
 def step(name: Step) -> Iterator[None]:
-    """What is done inside is a step of its own: its time is measured, and it is a span of the trace."""
+    """Measure the time of the block and open a span for it."""
     with STEP_SECONDS[name].time(), span(name):
         yield

@@ -1,4 +1,4 @@
-"""How the outbox and the index stand, as PostgreSQL says it."""
+"""Reads the status of the outbox and the index from PostgreSQL."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ class IndexStatus(_Part):
 
     generation: int | None
     built_s: float | None
-    """How long ago this generation was begun."""
+    """The age of this generation in seconds."""
     indexed_s: float | None
-    """How long ago the last reindex ended well: the age of what the index knows of the folder."""
+    """The seconds since the last successful reindex."""
     is_reindexing: bool
     last_error: str | None
-    """Why the newest reindex failed; None where it did not."""
+    """The error of the newest reindex; None where it succeeded."""
     documents: int
     failed_documents: int
     chunks: int
 
 
 class StoreStatus(_Part):
-    """What PostgreSQL holds."""
+    """The status of the outbox and the index."""
 
     outbox: OutboxStatus
     index: IndexStatus

@@ -1,4 +1,4 @@
-"""Jobs that stay where they are: those that nobody takes, and those that run for longer than they may."""
+"""Finds stuck jobs: jobs that no worker claims, and jobs that run beyond their time limit."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tasks.monitoring.queued_jobs import QueuedJob
 from tasks.monitoring.status import CLASSES
 
 NOT_SEEN: Final = ""
-"""In the place of a class: no worker has looked at the job yet."""
+"""Stands for the class of a job that no worker has looked at yet."""
 
 _HEADS: Final = 50
 _OVERTIME_S: Final = 60.0  # a job that is out of time may take a moment to end
 
 
 async def next_jobs(redis: Redis) -> dict[str, list[str]]:
-    """The ids of the jobs that are to start next, the first first, by class; only classes that have any.
+    """Return the ids of the next jobs by class, in their order; only classes that have any.
 
     Raises:
         RedisError, OSError: Redis can't be asked.
@@ -36,7 +36,7 @@ async def next_jobs(redis: Redis) -> dict[str, list[str]]:
 
 
 async def overdue(redis: Redis, running: list[QueuedJob]) -> list[QueuedJob]:
-    """Those of some running jobs that should have been ended for their time a minute ago.
+    """Return the running jobs that exceeded their time limit more than a minute ago.
 
     Raises:
         RedisError, OSError: Redis can't be asked.

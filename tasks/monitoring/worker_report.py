@@ -1,4 +1,4 @@
-"""What a worker says of itself with every beat of its heart."""
+"""The report that a worker sends with each heartbeat."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class Beat(BaseModel):
-    """One beat, as it is stored while the worker's lease lasts; a worker of another version may say less."""
+    """A stored report; it expires with the worker's lease. A worker of another version may send fewer fields."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     at_ms: int = 0
-    """When it came, by Redis' clock; written there."""
+    """The time of the heartbeat by Redis' clock; the script adds it."""
     up_s: float = 0.0
-    """How long the worker has been serving."""
+    """The seconds since the worker started."""
     looked_s: float = 0.0
-    """How long ago its loop last looked into the queue: many seconds where the loop is held up."""
+    """The seconds since its loop last looked into the queue; large where the loop is held up."""
     lag_s: float = 0.0
     """How late its event loop has run at worst, over the last half minute to a minute."""
     is_stopping: bool = False
@@ -38,7 +38,7 @@ class Beat(BaseModel):
 
     @classmethod
     def parse(cls, stored: bytes) -> Self:
-        """A beat as it is stored; one that can't be read says nothing."""
+        """Parse a stored report; an unreadable one yields the defaults."""
         try:
             return cls.model_validate_json(stored)
         except ValidationError:

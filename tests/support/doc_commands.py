@@ -158,7 +158,7 @@ async def _check(shell: Shell, words: Words) -> None:
 
 async def _smoke(shell: Shell, words: Words) -> None:
     """It wants an engine that the checks don't install; its tests are collected by themselves."""
-    _is_program("smoke/run")
+    _is_program("tests/smoke/run")
     assert not words
 
 

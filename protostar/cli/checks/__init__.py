@@ -1,1 +1,1 @@
-"""What `protostar doctor` checks, a module for each part."""
+"""The checks of `protostar doctor`, one module for each part."""

@@ -1,4 +1,4 @@
-"""The corpus folder, the prompts, and the index that was made of the folder."""
+"""Checks of the corpus folder, the prompts and the index."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NS: Final = 1_000_000_000
 
 
 async def corpus(site: Site) -> Finding:
-    """The folder is there, can be read and holds Markdown."""
+    """Check that the folder exists, can be read and holds Markdown files."""
     site.require("PROTOSTAR_CORPUS_DIR")
     folder = site.settings.corpus_dir
     try:
@@ -42,7 +42,7 @@ async def corpus(site: Site) -> Finding:
 
 
 async def prompts(site: Site) -> Finding:
-    """The prompts folder has what a worker needs."""
+    """Check that the prompts folder has the files that a worker needs."""
     site.require("PROTOSTAR_PROMPTS_DIR")
     try:
         found = await in_thread(lambda: load_prompts(site.settings.prompts_dir))
@@ -52,7 +52,7 @@ async def prompts(site: Site) -> Finding:
 
 
 async def index(site: Site) -> list[Finding]:
-    """The index is there and holds what the folder holds."""
+    """Check that the index exists and matches the folder."""
     state = (await site.store()).index
     if state.generation is None:
         if state.is_reindexing:
@@ -88,7 +88,7 @@ async def _freshness(site: Site, state: IndexStatus) -> Finding:
 
 
 async def _other_settings(site: Site) -> str:
-    """What to say where the index was made with other settings; empty where it was not."""
+    """Explain how the index's settings differ from the current ones; empty where they don't."""
     settings = site.settings
     for variable in ("CHAT_MODEL", "CHUNK_TOKENS", "CHUNK_OVERLAP", "MORPHEMES"):
         if f"PROTOSTAR_{variable}" in site.wrong:
@@ -109,7 +109,7 @@ async def _documents(site: Site) -> dict[str, dict[str, Any]]:
 
 
 def _changes(found: Walk, documents: dict[str, dict[str, Any]]) -> str:
-    """What to say where the folder is not what was indexed; empty where it is."""
+    """Explain how the folder differs from the index; empty where it doesn't."""
     new = [file.path for file in found.files if file.path not in documents]
     changed = [file.path for file in found.files if file.path in documents and _is_changed(file, documents[file.path])]
     gone = found.absent(documents, found.unseen)

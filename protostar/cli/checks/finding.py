@@ -1,4 +1,4 @@
-"""What a check finds."""
+"""The result of a check."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ State = Literal["ok", "note", "problem", "skipped"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the doctor. `remedy` is what to do, empty where there is nothing to do."""
+    """One line of the doctor's output. `remedy` is empty where nothing has to be done."""
 
     check: str
     state: State
@@ -20,10 +20,10 @@ class Finding:
     remedy: str = ""
 
 
-class Away(Exception):  # noqa: N818  # it says what is not there
-    """A part of the house that a check needs can't be used.
+class Away(Exception):  # noqa: N818  # named after the state
+    """A part of the installation that a check needs can't be used.
 
-    The check that looks after that part tells `cause` and `remedy`; the others say `why` they did not look.
+    The check of that part reports `cause` and `remedy`; the other checks report `why` they were skipped.
     """
 
     def __init__(self, part: str, why: str, cause: str, remedy: str) -> None:
@@ -35,26 +35,26 @@ class Away(Exception):  # noqa: N818  # it says what is not there
 
 
 def ok(check: str, says: str) -> Finding:
-    """All is well."""
+    """Report that a part is in order."""
     return Finding(check, "ok", one_line(says))
 
 
 def note(check: str, says: str, remedy: str = "") -> Finding:
-    """Worth to know; nothing is broken."""
+    """Report something worth knowing that is not a problem."""
     return Finding(check, "note", one_line(says), one_line(remedy))
 
 
 def problem(check: str, says: str, remedy: str) -> Finding:
-    """Something is broken, or soon will be."""
+    """Report something that is broken, or soon will be."""
     return Finding(check, "problem", one_line(says), one_line(remedy))
 
 
 def skipped(check: str, why: str) -> Finding:
-    """Nothing can be said."""
+    """Report that a check was skipped."""
     return Finding(check, "skipped", one_line(f"not checked: {why}"))
 
 
-def told(message: str, *, otherwise: str = "mend that") -> tuple[str, str]:
-    """The cause and the remedy of an error that explains itself: "what is wrong; what to do"."""
+def told(message: str, *, otherwise: str = "correct it") -> tuple[str, str]:
+    """Split an error message of the form "cause; remedy"."""
     cause, _, remedy = message.partition("; ")
     return cause, remedy or otherwise

@@ -1,4 +1,4 @@
-"""The models: one small question to each, through the adapters that the workers use."""
+"""Checks of the models: asks each one short question through the adapters of the workers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rag.providers import (
 from rag.providers.vendor_messages import Meaning, means
 
 ANSWER_S: Final = 5.0
-"""How long a model may take for a few tokens."""
+"""The time that a model has for a few tokens."""
 
 SLOW_S: Final = 2.0
 
@@ -31,13 +31,13 @@ _TOKENS: Final = 16  # some models refuse to answer with fewer
 
 
 async def warm_up(settings: Settings) -> None:
-    """Load the provider's SDK before anything is timed: that may take seconds in which nothing else goes on."""
+    """Load the provider's SDK before anything is timed, because loading may block for seconds."""
     with suppress(FatalProviderError):  # said when the provider is made to be asked
         await provider_from(settings).close()
 
 
 async def models(site: Site) -> list[Finding]:
-    """Each model that the settings name takes the key, is known and answers in time."""
+    """Check that each configured model accepts the key, exists and answers in time."""
     settings = site.settings
     key_name, url_name = _variables(settings)
     site.require("PROTOSTAR_CHAT_MODEL", "PROTOSTAR_PROVIDER", key_name, url_name)
@@ -61,7 +61,7 @@ def _variables(settings: Settings) -> tuple[str, str]:
 
 
 def _named(settings: Settings) -> dict[str, str]:
-    """Each model and the variable that names it."""
+    """Return each model with the variable that names it."""
     named = {settings.chat_model: "PROTOSTAR_CHAT_MODEL"}
     named |= {model: "PROTOSTAR_FALLBACK_MODELS" for model in settings.fallback_models if model not in named}
     named.setdefault(settings.summary_model_or_chat, "PROTOSTAR_SUMMARY_MODEL")

@@ -1,4 +1,4 @@
-"""Every check there is, made at once."""
+"""Runs all checks concurrently."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SPEAKING: Final = (RedisError, asyncpg.PostgresError, OSError)
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A look at one part of the house. It has `deadline_s`, and can fail without harm to the others."""
+    """A check of one part. It has `deadline_s` to answer, and its failure does not affect the others."""
 
     name: str
     look: Callable[[Site], Awaitable[Found]]
@@ -62,7 +62,7 @@ CHECKS: Final = (
 
 
 async def diagnose(*, asks_models: bool = True) -> list[Finding]:
-    """Make every check at once; what they found, in their order."""
+    """Run all checks concurrently and return their findings in order."""
     site = Site(examine())
     if asks_models:
         await models.warm_up(site.settings)

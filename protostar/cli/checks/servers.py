@@ -1,4 +1,4 @@
-"""Redis and PostgreSQL: whether they are there, and as Protostar needs them."""
+"""Checks of Redis and PostgreSQL: reachable, and configured as Protostar needs them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BLIND: Final = ("C", "POSIX")
 
 
 async def redis_server(site: Site) -> Finding:
-    """It answers, and takes writes."""
+    """Check that Redis answers and accepts writes."""
     try:
         server = await site.redis()
         began_s = time.perf_counter()
@@ -39,7 +39,7 @@ async def redis_server(site: Site) -> Finding:
 
 
 async def redis_version(site: Site) -> Finding:
-    """It is new enough for the scripts."""
+    """Check that Redis is new enough for the scripts."""
     info = await site.redis_info()
     version = str(info.get("redis_version", ""))
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
@@ -53,7 +53,7 @@ async def redis_version(site: Site) -> Finding:
 
 
 async def redis_durability(site: Site) -> Finding:
-    """It keeps what it has accepted."""
+    """Check that Redis keeps what it has accepted."""
     if int((await site.redis_info()).get("aof_enabled", 0)):
         return ok("redis durability", "the append-only file is on")
     says = "Redis has no append-only file (appendonly no): a restart of it loses jobs and answers that were accepted"
@@ -62,7 +62,7 @@ async def redis_durability(site: Site) -> Finding:
 
 
 async def redis_eviction(site: Site) -> Finding:
-    """It throws nothing away."""
+    """Check that Redis evicts nothing."""
     policy = str((await site.redis_info()).get("maxmemory_policy", ""))
     if policy == "noeviction":
         return ok("redis eviction", "maxmemory-policy is noeviction")
@@ -72,7 +72,7 @@ async def redis_eviction(site: Site) -> Finding:
 
 
 async def postgres_server(site: Site) -> Finding:
-    """It answers, and is new enough."""
+    """Check that PostgreSQL answers and is new enough."""
     try:
         database = await site.database()
     except Away as away:
@@ -89,7 +89,7 @@ async def postgres_server(site: Site) -> Finding:
 
 
 async def schema(site: Site) -> Finding:
-    """The database is migrated."""
+    """Check that the database is migrated."""
     await site.database()
     try:
         await site.migrated()
@@ -99,7 +99,7 @@ async def schema(site: Site) -> Finding:
 
 
 async def locale(site: Site) -> Finding:
-    """The database knows Hangul."""
+    """Check that the database's locale knows Hangul."""
     database = await site.database()
     # As JSON, because PostgreSQL 14 has no column for the provider of the locale.
     rows = await database.execute_query_dict(
@@ -124,7 +124,7 @@ async def locale(site: Site) -> Finding:
 
 
 async def pgvector(site: Site) -> Finding:
-    """The optional extension: what goes without it."""
+    """Check for the optional extension pgvector."""
     database = await site.database()
     rows = await database.execute_query_dict(
         "SELECT default_version AS version FROM pg_available_extensions WHERE name = 'vector'"

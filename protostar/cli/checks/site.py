@@ -1,4 +1,4 @@
-"""What the checks look at, each part reached once for all of them."""
+"""Gives all checks access to Redis, PostgreSQL and the corpus folder, each of which is reached once."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tasks.monitoring.store_status import StoreStatus, read_store
 T = TypeVar("T")
 
 REACH_S: Final = 3.0
-"""How long a server may take to answer at all."""
+"""The time that a server has to answer."""
 
 _CLOSE_S: Final = 1.0
 
 
 class Site:
-    """Redis, PostgreSQL and the corpus folder, asked for at most once; `close` lets go of them.
+    """Redis, PostgreSQL and the corpus folder, each reached at most once; `close` closes the connections.
 
     Every method raises `Away` where its part can't be used.
     """
@@ -42,7 +42,7 @@ class Site:
         self._stack = AsyncExitStack()
 
     async def close(self) -> None:
-        """Let go of the servers, also of one that does not answer."""
+        """Close the connections, also to a server that does not answer."""
         for task in self._shared.values():
             task.cancel()
         await asyncio.gather(*self._shared.values(), return_exceptions=True)
@@ -55,7 +55,7 @@ class Site:
         return await self._once("redis", self._reach_redis)
 
     async def redis_info(self) -> dict[str, Any]:
-        """What Redis says of itself."""
+        """Return the reply of INFO."""
         return await self._once("redis_info", self._read_redis_info)
 
     async def database(self) -> BaseDBAsyncClient:
@@ -67,19 +67,19 @@ class Site:
         return await self._once("migrated", self._check_schema)
 
     async def status(self) -> Status:
-        """How workers and queue stand."""
+        """Return the status of workers and queue."""
         return await self._once("status", self.status_now)
 
     async def status_now(self) -> Status:
-        """As `status`, looked at anew."""
+        """Read the status again."""
         return await read_status(await self.redis(), None)
 
     async def store(self) -> StoreStatus:
-        """How outbox and index stand."""
+        """Return the status of outbox and index."""
         return await self._once("store", self._read_store)
 
     async def walk(self) -> Walk:
-        """What the corpus folder holds."""
+        """Return the files of the corpus folder."""
         return await self._once("walk", self._walk)
 
     async def _once(self, name: str, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -88,7 +88,7 @@ class Site:
         return cast(T, await asyncio.shield(self._shared[name]))
 
     def require(self, *variables: str) -> None:
-        """Go on only if these variables are right."""
+        """Raise `Away` if one of these variables is wrong."""
         for variable in variables:
             if variable in self.wrong:
                 raise Away("settings", f"{variable} is wrong", "", "")
@@ -164,7 +164,7 @@ class Site:
 
 
 async def in_thread(work: Callable[[], T]) -> T:
-    """As `asyncio.to_thread`, in a thread that holds up nobody's exit: a disk that is away may never answer."""
+    """Run as `asyncio.to_thread` does, in a thread that does not delay the exit: a lost disk may never answer."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 

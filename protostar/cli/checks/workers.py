@@ -1,4 +1,4 @@
-"""The workers, and the jobs that are theirs to move."""
+"""Checks of the workers and of their jobs."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from tasks.monitoring.status import Status, WorkerStatus
 from tasks.monitoring.stuck_jobs import next_jobs, overdue
 
 SILENT_S: Final = 5.0
-"""A worker that lives says so every 0.7 s, and looks into the queue four times a second."""
+"""A live worker sends a heartbeat every half second and looks into the queue four times a second."""
 
 LOOK_AGAIN_S: Final = 2.0
-"""A job that is ready is taken at once: one that still is after this time is not."""
+"""A ready job is claimed at once; one that is still ready after this time is stuck."""
 
 LAG_S: Final = 0.5
 """An event loop that runs so late delays every token that the worker streams."""
 
 OUTBOX_LATE_S: Final = 15.0
-"""A follow-up job leaves the outbox within two seconds, or ten where Redis was away."""
+"""A follow-up job leaves the outbox within two seconds, or within ten after Redis was away."""
 
 _START: Final = "start one: arq arq_settings.WorkerSettings"
 _LISTED: Final = 5  # lines of one kind; there may be thousands of jobs
 
 
 async def workers(site: Site) -> list[Finding]:
-    """There are workers, and each of them works."""
+    """Check that there are workers and that each of them works."""
     status = await site.status()
     if not any(worker.is_alive for worker in status.workers):
         gone = [_gone(worker) for worker in status.workers]
@@ -65,7 +65,7 @@ def _gone(worker: WorkerStatus) -> Finding:
 
 
 def _idleness(worker: WorkerStatus) -> str:
-    """Why a worker whose lease holds does nothing; empty where it works."""
+    """Explain why a worker with a valid lease does nothing; empty where it works."""
     if worker.beat_age_s is not None and worker.beat_age_s > SILENT_S:
         return f"its process has given no sign for {span(worker.beat_age_s)} (stopped, starved or cut off)"
     if worker.beat.looked_s > SILENT_S and not worker.beat.is_stopping:
@@ -78,7 +78,7 @@ def _works(worker: WorkerStatus) -> bool:
 
 
 async def jobs(site: Site) -> list[Finding]:
-    """No job is stuck; those that wait are said to wait."""
+    """Check that no job is stuck; jobs that only wait are reported as waiting."""
     redis, status = await site.redis(), await site.status()
     lingering: Mapping[str, Sequence[str]] = {}
     if ready := {job_id for ids in (await next_jobs(redis)).values() for job_id in ids}:
@@ -94,7 +94,7 @@ async def jobs(site: Site) -> list[Finding]:
 
 
 def _held(running: Sequence[QueuedJob], overdue: Sequence[QueuedJob], status: Status) -> Iterator[Finding]:
-    """Jobs that a worker holds and does not move."""
+    """Find jobs that a worker holds without progress."""
     idle = {worker.owner: _idleness(worker) or "it is gone" for worker in status.workers if not _moves(worker)}
     held = [job for job in running if job.owner in idle]
     for job in held[:_LISTED]:
@@ -110,12 +110,12 @@ def _held(running: Sequence[QueuedJob], overdue: Sequence[QueuedJob], status: St
 
 
 def _moves(worker: WorkerStatus) -> bool:
-    """Whether the jobs that a worker runs go on; those of one that is stopping do."""
+    """Whether a worker's jobs make progress; those of a stopping worker do."""
     return worker.is_alive and not _idleness(worker)
 
 
 def _left(lingering: Mapping[str, Sequence[str]], status: Status) -> Iterator[Finding]:
-    """Jobs that are ready and that nobody has taken for a while."""
+    """Find jobs that have been ready for a while and that no worker has claimed."""
     working = [worker for worker in status.workers if _works(worker)]
     for name, ids in lingering.items():
         if not ids:
@@ -145,7 +145,7 @@ def _standing(status: Status) -> str:
 
 
 async def dead_letters(site: Site) -> Finding:
-    """Jobs that were given up."""
+    """Check for dead jobs."""
     if dead := (await site.status()).queue.dead:
         return note(
             "dead jobs", f"{dead} jobs were given up", "see why: protostar jobs --state dead; then protostar retry JOB"
@@ -154,7 +154,7 @@ async def dead_letters(site: Site) -> Finding:
 
 
 async def paused_models(site: Site) -> list[Finding]:
-    """Models that the workers don't ask for the moment."""
+    """Check for models that the workers have paused."""
     found: list[Finding] = []
     for model in (await site.status()).models:
         name = f"{model.provider}:{model.model}"
@@ -168,7 +168,7 @@ async def paused_models(site: Site) -> list[Finding]:
 
 
 async def outbox(site: Site) -> Finding:
-    """Follow-up jobs leave the outbox."""
+    """Check that follow-up jobs leave the outbox."""
     box = (await site.store()).outbox
     if box.oldest_s is None or box.oldest_s < OUTBOX_LATE_S:
         return ok("outbox", f"{box.depth} follow-up jobs wait to be queued")

@@ -1,1 +1,1 @@
-"""What several commands share: connections, errors, options and output."""
+"""Connections, errors, options and output that several commands share."""

@@ -1,4 +1,4 @@
-"""Showing an answer while it comes."""
+"""Shows an answer as it arrives."""
 
 from __future__ import annotations
 

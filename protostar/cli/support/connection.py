@@ -1,4 +1,4 @@
-"""The commands' own connection to Redis, for what the client has no call for."""
+"""The commands' own connection to Redis, for operations that the client does not offer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TIMEOUT_S: Final = 5.0
 
 @asynccontextmanager
 async def redis_at(settings: RedisSettings) -> AsyncIterator[Redis]:
-    """A connection that gives up on a Redis that does not answer; used inside `using_redis`."""
+    """Open a connection with time limits; used inside `using_redis`."""
     redis: Redis = Redis.from_url(
         settings.redis_url.get_secret_value(), socket_connect_timeout=_TIMEOUT_S, socket_timeout=_TIMEOUT_S
     )

@@ -1,4 +1,4 @@
-"""How a command fails: one line on standard error, exit code 1; for wrong use, how to use it and exit code 2."""
+"""Errors of commands: one line on standard error and exit code 1; for wrong use the usage and exit code 2."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CHECK_REDIS: Final = "check REDIS_URL and the server"
 
 
 class CommandError(Exception):
-    """A command failed; the message is one line that says why and what to do."""
+    """A command failed; the message is one line with the reason and the remedy."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))

@@ -1,4 +1,4 @@
-"""Doing something whenever a folder changes."""
+"""Acts whenever a folder changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from protostar.cli.support.errors import CommandError
 from protostar.cli.support.output import note
 
 SETTLED_MS: Final = 1000
-"""A change is acted on when nothing more has changed for so long."""
+"""The quiet time after a change before it is acted on."""
 
 _AT_THE_LATEST_MS: Final = 10_000
 _AGAIN_AFTER_S: Final = 10.0

@@ -12,11 +12,11 @@ import typer
 
 from protostar.cli.support.errors import CommandError
 
-User = Annotated[UUID | None, typer.Option(help="Who asks.", show_default="a UUID of the account's name")]
-Session = Annotated[str | None, typer.Option(help="The session.", show_default="a new one")]
-Mode = Annotated[str, typer.Option(help="The prompt to answer with.")]
+User = Annotated[UUID | None, typer.Option(help="The user's UUID.", show_default="a UUID of the account's name")]
+Session = Annotated[str | None, typer.Option(help="The session's id.", show_default="a new one")]
+Mode = Annotated[str, typer.Option(help="The mode: the prompt file to answer with.")]
 ContextFile = Annotated[
-    Path | None, typer.Option("--context", help="A file with the page to answer from; - is standard input.")
+    Path | None, typer.Option("--context", help="A file with a page to answer from; - reads standard input.")
 ]
 Job = Annotated[str, typer.Argument(help="The id of the job.")]
 
@@ -31,7 +31,7 @@ def account_uuid() -> UUID:
 
 
 def new_session() -> str:
-    """The id of a session that nobody has."""
+    """Make the id of a new session."""
     return f"cli-{uuid4().hex[:8]}"
 
 

@@ -1,4 +1,4 @@
-"""What the commands write: data to standard output, everything else to standard error."""
+"""Output of the commands: data to standard output, everything else to standard error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ notes = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def write(text: str) -> None:
-    """Write data, at once: a reader of the pipe waits for no buffer.
+    """Write data unbuffered, so that a reader of the pipe receives it at once.
 
     Raises:
         CommandError: standard output takes no data.
@@ -42,12 +42,12 @@ def write_json(value: Any) -> None:
 
 
 def note(text: str) -> None:
-    """Say something on standard error, as it is."""
+    """Write a line to standard error, without markup."""
     notes.print(text, markup=False, style="dim")
 
 
 def one_line(text: str) -> str:
-    """A text from elsewhere as a part of a line, without what a terminal would obey."""
+    """Make foreign text safe for one line: no line breaks and no control characters."""
     return " ".join(clean_text(text).split())
 
 
@@ -58,7 +58,7 @@ def column(text: object, width: int) -> str:
 
 
 def span(seconds: float | None) -> str:
-    """A span of time in words; `-` where it is not known."""
+    """Format a duration; `-` where it is unknown."""
     if seconds is None:
         return "-"
     for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):

@@ -1,4 +1,4 @@
-"""A snapshot of how everything stands, as text for people."""
+"""Formats a status snapshot as text."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _HELD_UP_S: Final = 5.0
 _WARNING: Final = "yellow"
 
 _Line = tuple[str, str]
-"""What it says, and a style: empty where all is well."""
+"""A text and its style; the style is empty where nothing needs attention."""
 
 
 def status_text(status: Status) -> Text:
-    """A snapshot, a line or more for each part; styles say what somebody should look at."""
+    """Format a snapshot, one or more lines for each part; styles mark what needs attention."""
     text = Text()
     for name, lines in _parts(status):
         for number, (line, style) in enumerate(lines):
