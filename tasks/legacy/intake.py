@@ -36,9 +36,10 @@ from protostar_client.contract import (
 )
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from tasks.engine.scripts import REDIS_TIMEOUT_S, Script
+from tasks.engine.waiting import keep_running
 
 logger = structlog.stdlib.get_logger("protostar.legacy")
 
@@ -99,7 +100,8 @@ class OlderIntake:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._task = asyncio.create_task(self._run(), name="older-intake")
+        kept = keep_running(self._run, logger=logger, event="intake_failed", again_s=RETRY_S)
+        self._task = asyncio.create_task(kept, name="older-intake")
 
     async def close(self) -> None:
         """Stop; what is left in the list is another worker's."""
@@ -107,16 +109,11 @@ class OlderIntake:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
-        while True:
-            try:
-                element = await self._wait()
-                if element is not None and await self._take(element) == "taken":
-                    # The one who was faster goes on; the others need not race for every element.
-                    await asyncio.sleep(REST_S * random.uniform(0.5, 1.5))
-            except Exception as error:
-                expected = isinstance(error, RedisError | OSError | TimeoutError)
-                logger.warning("intake_failed", error=error, exc_info=None if expected else error)
-                await asyncio.sleep(RETRY_S)
+        """Take the oldest element, if there is one."""
+        element = await self._wait()
+        if element is not None and await self._take(element) == "taken":
+            # The worker that was faster goes on; the others need not race for every element.
+            await asyncio.sleep(REST_S * random.uniform(0.5, 1.5))
 
     async def _wait(self) -> bytes | None:
         """The oldest element, left where it is; None if there was none for a while."""
