@@ -16,7 +16,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Final
 
+import regex  # type: ignore[import-untyped]
+
 PRODUCT: Final = ("protostar_client", "protostar", "models", "rag", "tasks", "gateway")
+
+PATTERN_TYPES: Final = (re.Pattern, regex.Pattern)
 
 RUNS: Final = (
     "가", "가나다", "무엇", "에서", "7", "1,", "1.", "1,1.", "3만", "2026-12-", " ", "\n", "\n\n", "\r\n", "\t", "a",
@@ -33,6 +37,8 @@ SIZES: Final = (5, 20, 80, 320, 1_280, 5_120, 20_480)
 """From a size at which an exponential pattern still ends."""
 SLOW_RATIO: Final = 8.0
 LEAST_MEASURED_S: Final = 0.001
+ENOUGH_S: Final = 0.05
+"""A text that takes longer has shown how its time grows."""
 TRIES: Final = 5
 
 
@@ -52,10 +58,9 @@ def modules() -> Iterator[ModuleType]:
 
 
 def patterns() -> dict[str, re.Pattern[str]]:
-    """Every pattern over text by `module: pattern`: compiled ones, also inside containers and classes, and inline ones.
+    """Find every pattern over text: compiled ones, also inside containers and classes, and inline ones.
 
-    An inline pattern that depends on a function's variables cannot be found, so the code must not have one: the name
-    then is `module:line` and the value a pattern that fails.
+    An inline pattern that depends on a function's variables is not found: its function must be.
     """
     found: dict[str, re.Pattern[str]] = {}
     for module in modules():
@@ -74,20 +79,20 @@ def _held(value: object, module: str, seen: set[int]) -> Iterator[re.Pattern[str
     if id(value) in seen:
         return
     seen.add(id(value))
-    if isinstance(value, re.Pattern):
+    if isinstance(value, PATTERN_TYPES):
         yield _over_text(value)
     elif isinstance(value, Mapping):
         for part in list(value.values()):
             yield from _held(part, module, seen)
         for key in value:
-            if isinstance(key, re.Pattern | tuple | frozenset):
+            if isinstance(key, (*PATTERN_TYPES, tuple, frozenset)):
                 yield from _held(key, module, seen)
     elif isinstance(value, list | tuple | set | frozenset):
         for part in value:
             yield from _held(part, module, seen)
     elif isinstance(value, type) and value.__module__ == module:
         yield from _held(dict(vars(value)), module, seen)
-    elif callable(value) and isinstance(getattr(value, "__self__", None), re.Pattern):
+    elif callable(value) and isinstance(getattr(value, "__self__", None), PATTERN_TYPES):
         yield _over_text(typing.cast("Any", value).__self__)
     elif type(value).__module__ == module:
         held = getattr(value, "__dict__", None)
@@ -113,7 +118,8 @@ def _inline(module: ModuleType) -> Iterator[tuple[int, re.Pattern[str]]]:
             source = eval(expression, dict(vars(module)))
         except NameError:
             continue
-        yield node.lineno, _over_text(re.compile(source) if not isinstance(source, re.Pattern) else source)
+        library = regex if node.func.value.id == "regex" else re
+        yield node.lineno, _over_text(library.compile(source) if isinstance(source, str | bytes) else source)
 
 
 def _over_text(pattern: re.Pattern[Any]) -> re.Pattern[str]:
@@ -125,7 +131,8 @@ def _over_text(pattern: re.Pattern[Any]) -> re.Pattern[str]:
 def texts_for(pattern: re.Pattern[str]) -> list[tuple[str, str, str]]:
     """Texts that may be slow to match, as (start, repeated, end)."""
     repeated = [("", run) for run in RUNS]
-    repeated += _pumps(list(parser.parse(pattern.pattern, pattern.flags)))
+    if isinstance(pattern, re.Pattern):  # those of `regex` have a syntax of their own
+        repeated += _pumps(list(parser.parse(pattern.pattern, pattern.flags)))
     return [(start, run, end) for start, run in dict.fromkeys(repeated) for end in ENDS]
 
 
@@ -274,6 +281,8 @@ def slow_at(function: Callable[[str], object], texts: Sequence[tuple[str, str, s
                 ratio = _ratio(function, start, run, end, size)
                 if ratio > SLOW_RATIO:
                     return f"{start!r} + {run!r} repeated + {end!r}: {ratio:.0f} times as long for 4 times the text"
+            if time_s > ENOUGH_S:
+                break
             shorter_s = time_s
     return ""
 
