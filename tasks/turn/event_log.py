@@ -21,7 +21,7 @@ from redis.exceptions import ResponseError
 
 from tasks.engine.claim import Claim
 from tasks.engine.scripts import REDIS_TIMEOUT_S, Script
-from tasks.engine.waiting import AWAY, keep_running
+from tasks.engine.waiting import AWAY, keep_running, log_failure
 from tasks.monitoring import metrics
 from tasks.turn.answer_events import AnswerEvents, AppendState, Entry
 
@@ -117,25 +117,25 @@ class EventLog:
         dirty, self._dirty = list(self._dirty), {}
         try:
             await self._flush(dirty)
-        except AWAY as error:
-            # The entries are kept: the script skips what was appended if only the reply was lost.
-            logger.warning("append_failed", answers=len(dirty), error=error)
-            await self._flush_later(dirty)
-        except Exception:
-            # One answer whose events cannot be appended must not hold up the others.
-            logger.exception("flush_failed", answers=len(dirty))
-            for events in dirty:
-                await self._flush_alone(events)
+        except Exception as error:
+            log_failure(logger, "append_failed", error)
+            if _is_away(error):
+                # The entries are kept: the script skips what was appended if only the reply was lost.
+                await self._flush_later(dirty)
+            else:
+                for events in dirty:
+                    await self._flush_alone(events)
 
     async def _flush_alone(self, events: AnswerEvents) -> None:
+        """Append the entries of one answer, which must not hold up the others where that cannot be done."""
         try:
             await self._flush([events])
-        except AWAY as error:
-            logger.warning("append_failed", answers=1, error=error)
-            await self._flush_later([events])
-        except Exception:
-            logger.exception("answer_unpublishable", job_id=events.claim.job_id)
-            events.confirm([], AppendState.BROKEN)
+        except Exception as error:
+            log_failure(logger, "append_failed", error)
+            if _is_away(error):
+                await self._flush_later([events])
+            else:
+                events.confirm([], AppendState.BROKEN)
 
     async def _flush_later(self, dirty: Sequence[AnswerEvents]) -> None:
         await asyncio.sleep(RETRY_S)
@@ -164,3 +164,8 @@ class EventLog:
             for entry in batch.entries:
                 arguments += [entry.seq, entry.data, entry.mirror]
         return arguments
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether the same call may succeed later; a key of a wrong type stops one answer, and stays as it is."""
+    return isinstance(error, AWAY) and not (isinstance(error, ResponseError) and "WRONGTYPE" in str(error))
