@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rag.index.help_run import help_index
+from rag.index.shared_runs import help_index
 from tasks.context import Context
 
 

@@ -10,7 +10,7 @@ from protostar_client.contract import ErrorCode, JobError, ReindexRequest
 from rag.analysis.morphemes import MissingAnalyserError
 from rag.corpus.chunk import ChunkSettings
 from rag.corpus.walk import IGNORED, CorpusError
-from rag.index.prepare_process import PreparingError
+from rag.index.preparer import PreparingError
 from rag.index.reindex import FanOut, ReindexRunning, reindex
 from tasks.context import Context
 from tasks.reindex_helpers import call_helpers

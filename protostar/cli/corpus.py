@@ -19,7 +19,7 @@ from protostar.settings import ChunkingSettings, CorpusSettings, SettingsError, 
 
 if TYPE_CHECKING:
     from rag.corpus.chunk import Chunk
-    from rag.index.dry_run import Preview
+    from rag.index.preview import Preview
     from rag.index.reindex import Reindexed
 
 
@@ -50,7 +50,7 @@ def _expected() -> tuple[type[Exception], ...]:
     from rag.analysis.morphemes import MissingAnalyserError
     from rag.corpus.encodings import TokenDataError
     from rag.corpus.walk import CorpusError
-    from rag.index.prepare_process import PreparingError
+    from rag.index.preparer import PreparingError
     from rag.index.reindex import ReindexRunning
     from rag.providers import ProviderError
 
@@ -105,7 +105,7 @@ async def _reindex(settings: CorpusSettings, *, full: bool = False) -> Reindexed
 async def _preview(settings: CorpusSettings, *, full: bool) -> Preview:
     from models.database import connect
     from rag.corpus.chunk import ChunkSettings
-    from rag.index.dry_run import preview
+    from rag.index.preview import preview
 
     async with connect(settings.database_url.get_secret_value()):
         return await preview(

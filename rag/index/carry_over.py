@@ -11,10 +11,10 @@ from tortoise.backends.base.client import BaseDBAsyncClient
 
 from models.transaction import transact
 from rag.corpus.chunk import Chunk, ChunkSettings
+from rag.index.drafts import pack
 from rag.index.generations import Generation
-from rag.index.prepared import pack
 from rag.index.runs import RunRecord
-from rag.index.segment_rows import write
+from rag.index.segments import write
 
 _AT_ONCE: Final = 500
 

@@ -15,15 +15,14 @@ from tortoise import Tortoise
 
 from rag.corpus.chunk import ChunkSettings
 from rag.corpus.walk import IGNORED, MAX_FILE_BYTES, SourceFile, Walk, walk
-from rag.index.batches import UNITS, Unit, UnitWriter, make_units
 from rag.index.carry_over import carry_over
-from rag.index.document_rows import DocumentState, is_current, load_documents, remove
-from rag.index.folder_rows import load_folders, remember_folders
+from rag.index.documents import DocumentState, is_current, load_documents, load_folders, remember_folders, remove
 from rag.index.generations import Generation, finish_generation, keep_encoding, open_generation
-from rag.index.merge import merge_segments
-from rag.index.run_result import Reindexed, Tally
+from rag.index.results import Reindexed, Tally
 from rag.index.runs import LOCK_KEY, ReindexRunning, RunRecord, read_progress
+from rag.index.segments import merge_segments
 from rag.index.shared_runs import Claims, Plan, share_units
+from rag.index.units import UNITS, Unit, UnitWriter, make_units
 from rag.providers.embedder import Embedder
 from rag.search.vector_index import keep_vector_index
 from rag.search.vectors import complete_vectors, lend_vectors

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass
 from os.path import relpath
 from pathlib import Path
@@ -24,10 +24,11 @@ from models.transaction import RETRY_FOR_S, transact
 from rag.analysis import morphemes
 from rag.corpus.chunk import ChunkSettings
 from rag.corpus.walk import SourceFile, is_as_walked
-from rag.index.batches import Unit
+from rag.index.documents import load_documents
 from rag.index.generations import Generation, fingerprint
-from rag.index.run_result import Tally
-from rag.index.runs import IS_LOCKED, RunRecord
+from rag.index.results import Tally
+from rag.index.runs import IS_LOCKED, ReindexRunning, RunRecord
+from rag.index.units import Unit, UnitWriter
 
 logger = structlog.stdlib.get_logger("protostar.index")
 
@@ -83,6 +84,30 @@ async def share_units(run: RunRecord, plan: Plan, units: Sequence[Unit], root: P
         await database.execute("UPDATE reindex_runs SET plan = $2 WHERE id = $1", run.id, plan.dump())
 
     await transact(work)
+
+
+async def help_index(run_id: int, corpus_dir: Path, *, worker: str, lease_s: float) -> int:
+    """Index units of the run until there are none to take; returns how many were written.
+
+    Units whose files are not in `corpus_dir` as the run's coordinator found them are left to it. A run that is over,
+    or whose coordinator is gone or has another version of the splitter, is left alone.
+    """
+    plan = await read_plan(run_id)
+    if plan is None:
+        return 0
+    run = RunRecord(run_id)
+    documents = await load_documents()
+    written = 0
+    async with Claims(run, corpus_dir, worker=worker, leads=False, lease_s=lease_s) as claims:
+        writer = UnitWriter(run, plan.generation, plan.settings, documents, plan.started_ns, claims)
+        try:
+            async with aclosing(writer.index(claims.units())) as indexed:
+                async for _ in indexed:
+                    written += 1
+                    await run.progress_of_units()
+        except ReindexRunning:
+            logger.info("index_run_over", run=run_id)
+    return written
 
 
 def _dump_files(files: Sequence[SourceFile], root: Path) -> str:

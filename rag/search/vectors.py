@@ -15,7 +15,7 @@ from tortoise import Tortoise
 from tortoise.backends.base.client import BaseDBAsyncClient
 
 from models.transaction import transact
-from rag.index.prepared import text_to_embed
+from rag.index.drafts import text_to_embed
 from rag.providers.embedder import Embedder, Vectors
 from rag.search.postings import Live
 from rag.search.vector_index import LONGEST_LIST, STORED, Near, search_index

@@ -17,14 +17,13 @@ from arq.jobs import Job
 from models.database import connect
 from rag.corpus.chunk import ChunkSettings
 from rag.corpus.walk import walk
-from rag.index.batches import UnitWriter, make_units
-from rag.index.document_rows import load_documents
-from rag.index.dry_run import preview
+from rag.index.documents import load_documents
 from rag.index.generations import open_generation
-from rag.index.help_run import help_index
+from rag.index.preview import preview
 from rag.index.reindex import FanOut, reindex
 from rag.index.runs import LOCK_KEY, ReindexRunning, RunRecord, read_progress
-from rag.index.shared_runs import Claims, Plan, share_units
+from rag.index.shared_runs import Claims, Plan, help_index, share_units
+from rag.index.units import UnitWriter, make_units
 from rag.search.retrieve import retrieve
 from tests.support.stack_under_test import Stack, until
 

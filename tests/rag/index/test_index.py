@@ -19,10 +19,10 @@ from models.database import connect
 from rag.corpus.chunk import ChunkSettings
 from rag.corpus.tokens import TokenCounter
 from rag.corpus.walk import CorpusError
-from rag.index.dry_run import preview
-from rag.index.merge import MOST_SEGMENTS
+from rag.index.preview import preview
 from rag.index.reindex import Reindexed, ReindexRunning, reindex
 from rag.index.runs import RunProgress, read_progress
+from rag.index.segments import MOST_SEGMENTS
 from rag.search.retrieve import retrieve
 from tests.support.rows import count, fetch, fetch_one, fetch_values
 
@@ -144,7 +144,7 @@ async def test_a_folder_that_was_emptied_loses_its_documents(corpus: Path) -> No
 async def test_what_can_not_be_read_goes_on_serving_in_a_new_generation(
     corpus: Path, full: bool, settings: ChunkSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rag.index.document_rows._FRESH_NS", 0)  # so that a file is known by its stamp at once
+    monkeypatch.setattr("rag.index.documents._FRESH_NS", 0)  # so that a file is known by its stamp at once
     await reindex(corpus, settings=SETTINGS)
     text = (corpus / "queue.md").read_text()
     (corpus / "queue.md").write_bytes(b"caf\xe9 \xff\xfe")
@@ -267,7 +267,7 @@ async def test_an_old_file_is_known_by_its_stamp_and_a_fresh_one_by_its_content(
 ) -> None:
     await reindex(corpus, settings=SETTINGS)
     assert set(await fetch_values("SELECT stamp FROM documents")) == {""}
-    monkeypatch.setattr("rag.index.document_rows._FRESH_NS", 0)
+    monkeypatch.setattr("rag.index.documents._FRESH_NS", 0)
     await reindex(corpus, settings=SETTINGS)
     assert "" not in set(await fetch_values("SELECT stamp FROM documents"))
     await fetch("UPDATE documents SET content_hash = 'not looked at'")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag.index.known_chunks import HASH_BYTES, KnownChunks
+from rag.index.drafts import HASH_BYTES, KnownChunks
 
 HASHES = st.integers(0, 5).map(lambda number: bytes([number]) * HASH_BYTES)
 

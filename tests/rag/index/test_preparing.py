@@ -21,9 +21,8 @@ from models.database import connect
 from rag.corpus.chunk import ChunkSettings
 from rag.corpus.read import UnreadableFileError
 from rag.corpus.walk import SourceFile, walk
-from rag.index.known_chunks import HASH_BYTES, KnownChunks
-from rag.index.prepare_process import LEAST_BYTES, Preparer, PreparingError
-from rag.index.prepared import Draft, Known, prepare
+from rag.index.drafts import Draft, Known, KnownChunks, prepare
+from rag.index.preparer import LEAST_BYTES, Preparer, PreparingError
 from rag.index.reindex import reindex
 from rag.search.retrieve import retrieve
 from tests.cli.test_cli import ROOT, environment, protostar
@@ -31,8 +30,6 @@ from tests.support.rows import fetch_values
 from tests.support.stack_under_test import until
 
 SETTINGS: Final = ChunkSettings(400, 60, "gpt-4o")
-HASH: Final = slice(52, 52 + HASH_BYTES)
-"""The place of a chunk's hash among its packed columns."""
 
 
 def fill(folder: Path, files: int, file_bytes: int) -> list[SourceFile]:
@@ -87,7 +84,7 @@ async def test_the_child_makes_the_drafts_that_this_process_would(tmp_path: Path
 
     def known() -> dict[str, Known]:
         chunks = KnownChunks()
-        for id_, digest in enumerate(sorted(packed[HASH] for _, packed in first.added[:50])):
+        for id_, digest in enumerate(sorted(chunk.content_hash for chunk in first.added[:50])):
             chunks.add(digest, id_)
         return {files[0].path: Known(None, chunks)}
 

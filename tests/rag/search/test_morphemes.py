@@ -107,6 +107,6 @@ def test_settings_without_them_are_what_workers_of_before_know() -> None:
 
 
 def test_nothing_loads_the_analyser_that_does_not_use_it() -> None:
-    modules = "rag.search.retrieve, rag.index.prepare_process, rag.index.reindex"
+    modules = "rag.search.retrieve, rag.index.preparer, rag.index.reindex"
     code = f"import sys, {modules}; sys.exit('kiwipiepy' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])

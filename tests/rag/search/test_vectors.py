@@ -12,7 +12,7 @@ from tortoise import Tortoise
 from models.database import connect
 from rag.corpus.chunk import ChunkSettings
 from rag.corpus.tokens import TokenCounter
-from rag.index.dry_run import preview
+from rag.index.preview import preview
 from rag.index.reindex import reindex
 from rag.providers import ProviderError, make_provider
 from rag.providers import embedder as embedding

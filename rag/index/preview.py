@@ -11,11 +11,10 @@ from typing import Final
 from rag.corpus.chunk import ChunkSettings
 from rag.corpus.tokens import TokenCounter
 from rag.corpus.walk import IGNORED, MAX_FILE_BYTES, walk
-from rag.index.document_rows import is_current, load_documents, load_known
-from rag.index.folder_rows import load_folders
+from rag.index.documents import is_current, load_documents, load_folders, load_known
+from rag.index.drafts import Draft, prepare, text_to_embed
 from rag.index.generations import find_generation, keep_encoding
-from rag.index.prepared import Draft, prepare, text_to_embed, unpack_to_embed
-from rag.index.run_result import Reindexed, Tally
+from rag.index.results import Reindexed, Tally
 from rag.search.vectors import chunks_without_vectors, embedded_hashes
 
 _PREVIEWED_FILES: Final = 100
@@ -83,9 +82,10 @@ class _Costs:
     async def add(self, draft: Draft) -> None:
         """Add what is new in a draft."""
         self.stale.update(draft.stale)
-        texts = await asyncio.to_thread(lambda: [unpack_to_embed(packed) for _, packed in draft.added])
-        embedded = await embedded_hashes([digest for digest, _ in texts], self.model) if self.model else frozenset()
-        await self._count([text for digest, text in texts if digest not in embedded])
+        hashes = [chunk.content_hash for chunk in draft.added]
+        embedded = await embedded_hashes(hashes, self.model) if self.model else frozenset()
+        new = [chunk for chunk in draft.added if chunk.content_hash not in embedded]
+        await self._count([text_to_embed(chunk.heading, chunk.text) for chunk in new])
 
     async def add_left(self, generation_id: int, absent: set[int]) -> None:
         """Add what an earlier run left without a vector, if neither its document nor its text is gone."""

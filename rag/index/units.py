@@ -14,13 +14,13 @@ from models.transaction import transact
 from rag.corpus.chunk import ChunkSettings
 from rag.corpus.read import UnreadableFileError
 from rag.corpus.walk import Failure, SourceFile
-from rag.index.document_rows import DocumentState, load_known, record
+from rag.index.documents import DocumentState, load_known, record
+from rag.index.drafts import Draft
 from rag.index.generations import Generation
-from rag.index.prepare_process import Preparer
-from rag.index.prepared import Draft
-from rag.index.run_result import Tally
+from rag.index.preparer import Preparer
+from rag.index.results import Tally
 from rag.index.runs import RunRecord
-from rag.index.segment_rows import write
+from rag.index.segments import write
 
 LONGEST_READ_S: Final = 900.0
 """How long a disk may take for a part of a large file before PostgreSQL gives its transaction up."""

@@ -11,8 +11,8 @@ from typing import Final, Self
 from protostar_client.contract import ReindexFailure, ReindexResult
 
 from rag.corpus.walk import Failure
-from rag.index.document_rows import DocumentState
-from rag.index.prepared import Draft
+from rag.index.documents import DocumentState
+from rag.index.drafts import Draft
 
 FAILURES_TOLD: Final = 100
 

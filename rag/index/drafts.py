@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import struct
+import unicodedata
+from array import array
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
@@ -14,16 +16,56 @@ from rag.corpus.markdown import Metadata
 from rag.corpus.read import UnreadableFileError, open_content
 from rag.corpus.tokens import TokenCounter
 from rag.corpus.walk import Failure, SourceFile
-from rag.index.known_chunks import HASH_BYTES, KnownChunks
 from rag.search.postings_draft import PostingsDraft
 
+HASH_BYTES: Final = 16
+_ROW_BYTES: Final = HASH_BYTES + 8
 DRAFT_CHARACTERS: Final = 1_000_000
 DRAFT_OLDER_ROWS: Final = 20_000
+DRAFT_POSTINGS: Final = 100_000  # rows; a million characters of prose have 10,000 to 60,000
 
-PACKED_COLUMNS: Final = (
-    "position", "start_offset", "end_offset", "token_count", "term_count", "content_hash", "heading", "text",
-)  # fmt: skip
-_PACKED: Final = struct.Struct(f"!iiiqiqiiiii{HASH_BYTES}s")
+
+class KnownChunks:
+    """The ids of a document's chunks by the hashes of their content: 28 bytes a chunk.
+
+    Each can be taken once; a hash that stands for several chunks gives them in the order of their ids.
+    """
+
+    def __init__(self) -> None:
+        self._rows = bytearray()  # which pickle's protocol 5 hands on without a copy
+        self._taken = array("i")  # of the chunks with one hash, at the place of the first; empty while none is
+
+    def __len__(self) -> int:
+        return len(self._rows) // _ROW_BYTES
+
+    def add(self, content_hash: bytes, chunk_id: int) -> None:
+        """Add a chunk; the hashes come in their order, and all before one is taken."""
+        self._rows += content_hash + chunk_id.to_bytes(8)
+
+    def take(self, content_hash: bytes) -> int | None:
+        """A chunk with this hash that was not taken before."""
+        self._taken = self._taken or array("i", bytes(4 * len(self)))
+        first = bisect_left(range(len(self)), content_hash, key=self._hash)
+        place = first + self._taken[first] if first < len(self) else first
+        if place >= len(self) or self._hash(place) != content_hash:
+            return None
+        self._taken[first] += 1
+        return self._id(place)
+
+    def rest(self) -> Iterator[int]:
+        """The chunks that were not taken."""
+        first = 0
+        for place in range(len(self)):
+            if self._hash(place) != self._hash(first):
+                first = place
+            if not self._taken or place - first >= self._taken[first]:
+                yield self._id(place)
+
+    def _hash(self, place: int) -> bytes:
+        return bytes(self._rows[place * _ROW_BYTES : place * _ROW_BYTES + HASH_BYTES])
+
+    def _id(self, place: int) -> int:
+        return int.from_bytes(self._rows[place * _ROW_BYTES + HASH_BYTES : (place + 1) * _ROW_BYTES])
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +85,20 @@ class FinishedDocument:
     metadata: Metadata
 
 
+class AddedChunk(NamedTuple):
+    """A new chunk: the path of its file, and columns of `chunks`."""
+
+    path: str
+    position: int
+    heading: str
+    text: str
+    start_offset: int
+    end_offset: int
+    token_count: int
+    term_count: int
+    content_hash: bytes
+
+
 class KeptChunk(NamedTuple):
     """A chunk whose row stays, and where its text stands now."""
 
@@ -54,19 +110,15 @@ class KeptChunk(NamedTuple):
 
 @dataclass(slots=True)
 class Draft:
-    """Part of a segment's work: new chunks with their postings, and what happens to older rows.
+    """The rows to write for one segment: new chunks with their postings, and changes to older rows."""
 
-    New chunks are the paths of their files and their `PACKED_COLUMNS`, `postings` the pieces of
-    `PostingsDraft.copy_data`: packed, so that who writes them handles no object for every term.
-    """
-
-    added: list[tuple[str, bytes]] = field(default_factory=list)
+    added: list[AddedChunk] = field(default_factory=list)
     kept: list[KeptChunk] = field(default_factory=list)
     stale: list[int] = field(default_factory=list)
     finished: list[FinishedDocument] = field(default_factory=list)
     unchanged: list[SourceFile] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
-    postings: list[bytes] = field(default_factory=list)
+    postings: list[tuple[str, array[int]]] = field(default_factory=list)
     term_count: int = 0
     added_count: int = 0
     added_tokens: int = 0
@@ -137,7 +189,11 @@ class _Filling:
     def is_full(self) -> bool:
         """Whether it holds as much as should be in memory at once."""
         older_rows = len(self.draft.kept) + len(self.draft.stale)
-        return self._characters > DRAFT_CHARACTERS or older_rows > DRAFT_OLDER_ROWS
+        return (
+            self._characters > DRAFT_CHARACTERS
+            or older_rows > DRAFT_OLDER_ROWS
+            or self._postings.row_count > DRAFT_POSTINGS
+        )
 
     def add(self, path: str, chunk: Chunk, title: str, known: KnownChunks) -> None:
         digest = _chunk_hash(title, chunk)
@@ -148,13 +204,18 @@ class _Filling:
         frequencies, length = term_frequencies(chunk.text, chunk.heading, title, with_morphemes=self._with_morphemes)
         self._postings.add(frequencies, length)
         self._characters += len(chunk.text)
-        self.draft.added.append((path, _pack(chunk, length, digest)))
+        self.draft.added.append(
+            AddedChunk(
+                path, chunk.position, chunk.heading, chunk.text, chunk.start_offset, chunk.end_offset,
+                chunk.token_count, length, digest,
+            )
+        )  # fmt: skip
         self.draft.added_count += 1
         self.draft.added_tokens += chunk.token_count
 
     def finish(self) -> Draft:
         if self.draft.added:
-            self.draft.postings = list(self._postings.copy_data())
+            self.draft.postings = self._postings.rows()
             self.draft.term_count = self._postings.term_count
         return self.draft
 
@@ -164,28 +225,5 @@ def _chunk_hash(title: str, chunk: Chunk) -> bytes:
 
 
 def text_to_embed(heading: str, text: str) -> str:
-    """What an embedding model is sent of a chunk."""
-    return f"{heading}\n\n{text}"
-
-
-def unpack_to_embed(packed: bytes) -> tuple[bytes, str]:
-    """The hash of a packed chunk, and what an embedding model is sent of it."""
-    *_, digest = _PACKED.unpack_from(packed)
-    heading, rest = _string(packed[_PACKED.size :])
-    text, _ = _string(rest)
-    return digest, text_to_embed(heading, text)
-
-
-def _string(packed: bytes) -> tuple[str, bytes]:
-    end = 4 + int.from_bytes(packed[:4])
-    return packed[4:end].decode(), packed[end:]
-
-
-def _pack(chunk: Chunk, length: int, digest: bytes) -> bytes:
-    """A chunk's `PACKED_COLUMNS` in the binary form of PostgreSQL's COPY: each is its size and its value."""
-    heading, text = chunk.heading.encode(), chunk.text.encode()
-    numbers = _PACKED.pack(
-        4, chunk.position, 8, chunk.start_offset, 8, chunk.end_offset, 4, chunk.token_count, 4, length,
-        HASH_BYTES, digest,
-    )  # fmt: skip
-    return b"".join((numbers, struct.pack("!i", len(heading)), heading, struct.pack("!i", len(text)), text))
+    """The text of a chunk for an embedding model, in NFC: decomposed Hangul has about nine times the tokens."""
+    return unicodedata.normalize("NFC", f"{heading}\n\n{text}")

@@ -20,14 +20,14 @@ from typing import IO, Any, Final
 
 from rag.corpus.chunk import ChunkSettings
 from rag.corpus.walk import SourceFile
-from rag.index.prepared import Draft, Known, prepare
+from rag.index.drafts import Draft, Known, prepare
 
 LEAST_BYTES: Final = 256 * 1024
 """Files of so many bytes together are worth a child, which takes half a second of a processor to start."""
 
 _NICENESS: Final = 10
 # Its own folder is no part of the path: whatever is imported here is imported there.
-_START: Final = "import sys; sys.path[:] = sys.argv[1:]; from rag.index.prepare_process import serve; serve()"
+_START: Final = "import sys; sys.path[:] = sys.argv[1:]; from rag.index.preparer import serve; serve()"
 
 
 class PreparingError(Exception):
@@ -106,7 +106,7 @@ class _Child:
     def prepare(
         self, files: Sequence[SourceFile], known: Mapping[str, Known], settings: ChunkSettings
     ) -> Iterator[Draft]:
-        """What `rag.index.prepared.prepare` gives there."""
+        """What `rag.index.drafts.prepare` gives there."""
         self.is_busy = True
         self._send((files, known, settings))
         del known
