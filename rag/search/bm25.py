@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rag.search.postings import Ints, Postings
+from rag.search.postings import Ids, Ints, Postings
 from rag.search.postings_draft import saturation
 from rag.search.query import WEAK_WEIGHT, Query, Word
 
@@ -42,6 +42,11 @@ class Found:
     _postings: Postings
     _idf: Mapping[str, float]
     _scores: Floats
+
+    @property
+    def chunk_ids(self) -> Ids:
+        """All chunks that were scored."""
+        return self._postings.chunks.ids
 
     def best(self, limit: int) -> list[int]:
         """The chunks with the best scores, best first."""

@@ -27,6 +27,7 @@ _FACTOR_BITS: Final = 12  # of an entry, below its ordinal: see `rag.search.post
 _FACTOR_MASK: Final = (1 << _FACTOR_BITS) - 1
 _ROW_OVERHEAD_BYTES: Final = 400
 _ARRAY_HEADER: Final = 20
+_INT8_BYTES: Final = 8
 _INT4_ELEMENT: Final = np.dtype([("size", ">i4"), ("value", ">i4")])
 _INT8_ELEMENT: Final = np.dtype([("size", ">i4"), ("value", ">i8")])
 
@@ -182,6 +183,11 @@ def _join(live: Live, term: str, before: Row | None, entries: Mapping[tuple[str,
 
 def _entries(data: bytes) -> Ints:
     return _array(data, _INT4_ELEMENT).astype(np.int32)
+
+
+def int_array(data: bytes, width: int) -> npt.NDArray[Any]:
+    """The numbers of so many bytes in an array that PostgreSQL has sent in binary form."""
+    return _array(data, _INT8_ELEMENT if width == _INT8_BYTES else _INT4_ELEMENT)
 
 
 def _array(data: bytes, element: np.dtype[Any]) -> npt.NDArray[Any]:

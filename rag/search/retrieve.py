@@ -12,17 +12,21 @@ import structlog
 from tortoise import Tortoise
 
 from rag.analysis.morphemes import MissingAnalyserError
+from rag.analysis.synonyms import NO_SYNONYMS, Synonyms
 from rag.analysis.terms import heading_terms
 from rag.providers.embedder import Embedder
 from rag.search.bm25 import Found, Hit, score
+from rag.search.document_filter import DocumentFilter
 from rag.search.fusion import dense_weight, fuse
-from rag.search.postings import Live, PostingsCache
+from rag.search.postings import Ids, Live, PostingsCache
 from rag.search.query import Query, Question
+from rag.search.scope import ScopeCache
 from rag.search.snapshot import read_chunks, read_live, snapshot
 from rag.search.vectors import VectorCache
 
 logger = structlog.stdlib.get_logger("protostar.retrieval")
 
+ALL_DOCUMENTS: Final = DocumentFilter()
 TOP_K: Final = 8
 FLOOR: Final = 0.3
 """The least share of a question's importance that some passage must have, if any passage is to be given."""
@@ -64,27 +68,30 @@ async def retrieve(
     floor: bool = True,
     history: Sequence[str] = (),
     embedder: Embedder | None = None,
+    documents: DocumentFilter = ALL_DOCUMENTS,
+    synonyms: Synonyms = NO_SYNONYMS,
 ) -> list[Passage]:
     """The best passages for a question, best first; none where the corpus does not speak of it.
 
     `history` are the session's earlier questions, oldest first: they help a question that says too little alone
     ("그건 왜?"). Without `floor`, whatever shares a term with the question, or is near it, is given. With an
     `embedder`, vectors help to rank where the index has those of its model; where it fails, words alone decide.
+    Only `documents` are searched, as if there were no others. `synonyms` are those of the corpus.
     """
-    asked = Question(question, history)
+    asked = Question(question, history, synonyms)
     if not asked.query().weights or top_k < 1:
         return []
     if embedder is None:
-        return await _by_words(asked, top_k, floor=floor)
-    return await _by_both(asked, embedder, top_k, floor=floor)
+        return await _by_words(asked, documents, top_k, floor=floor)
+    return await _by_both(asked, documents, embedder, top_k, floor=floor)
 
 
-async def _by_words(asked: Question, top_k: int, *, floor: bool) -> list[Passage]:
+async def _by_words(asked: Question, documents: DocumentFilter, top_k: int, *, floor: bool) -> list[Passage]:
     async with snapshot() as connection:
         live = await read_live(connection)
         if live is None:
             return []
-        words = await _search_words(connection, live, asked)
+        words = await _search_words(connection, live, asked, documents)
         return await _best_by_words(connection, live, words, top_k, floor=floor)
 
 
@@ -92,7 +99,7 @@ async def _best_by_words(connection: Any, live: Live, words: _Words, top_k: int,
     limit = top_k * _CANDIDATES
     while True:
         ids = words.found.best(limit)
-        rows = await read_chunks(connection, live.generation_id, ids)
+        rows = words.allowed(await read_chunks(connection, live.generation_id, ids))
         passages = words.passages(rows, top_k, floor=floor)
         # Chunks that were deleted since, or say the same, may have filled the list.
         if not passages or len(passages) == top_k or len(ids) < limit:
@@ -100,7 +107,9 @@ async def _best_by_words(connection: Any, live: Live, words: _Words, top_k: int,
         limit *= _MORE_CANDIDATES
 
 
-async def _by_both(asked: Question, embedder: Embedder, top_k: int, *, floor: bool) -> list[Passage]:
+async def _by_both(
+    asked: Question, documents: DocumentFilter, embedder: Embedder, top_k: int, *, floor: bool
+) -> list[Passage]:
     pool = max(_POOL, top_k * _CANDIDATES)
     embedding = asyncio.create_task(embedder.embed_question(asked.in_session()))
     try:
@@ -108,32 +117,34 @@ async def _by_both(asked: Question, embedder: Embedder, top_k: int, *, floor: bo
             live = await read_live(connection)
             if live is None:
                 return []
-            words = await _search_words(connection, live, asked)
+            words = await _search_words(connection, live, asked, documents)
             if live.embedding_model != embedder.model:
                 return await _best_by_words(connection, live, words, top_k, floor=floor)
             found = words.found.best(pool)
         vector = await embedding
     finally:
         embedding.cancel()
-    near = None if vector is None else await _kept().vectors.search(live, vector, pool, also=found)
+    near = None
+    if vector is not None:
+        near = await _kept().vectors.search(live, vector, pool, also=found, within=words.scope_ids())
     if near is None:
-        return await _by_words(asked, top_k, floor=floor)
+        return await _by_words(asked, documents, top_k, floor=floor)
     hits = words.of([*found, *near.cosines])
     scores = fuse(words.found.standard(hits), near.standard(), dense_weight(asked))
     evidence = {id_: hit.share + near.nearness(id_) for id_, hit in hits.items()} if floor else None
-    passages = await _best_by_both(live, scores, evidence, top_k)
-    return await _by_words(asked, top_k, floor=floor) if passages is None else passages
+    passages = await _best_by_both(live, words, scores, evidence, top_k)
+    return await _by_words(asked, documents, top_k, floor=floor) if passages is None else passages
 
 
 async def _best_by_both(
-    live: Live, scores: Mapping[int, float], evidence: Mapping[int, float] | None, top_k: int
+    live: Live, words: _Words, scores: Mapping[int, float], evidence: Mapping[int, float] | None, top_k: int
 ) -> list[Passage] | None:
     """The best chunks that are still there, none if none has evidence enough; None if their generation is gone."""
     limit = top_k * _CANDIDATES
     best = sorted(scores, key=lambda id_: -scores[id_])
     while True:
         async with snapshot() as connection:
-            rows = await read_chunks(connection, live.generation_id, best[:limit])
+            rows = words.allowed(await read_chunks(connection, live.generation_id, best[:limit]))
         if not rows:
             return None
         if evidence and max(evidence[id_] for id_ in rows) < FLOOR_WITH_VECTORS:
@@ -150,6 +161,17 @@ class _Words:
 
     found: Found
     alone: Found | None
+    documents: DocumentFilter
+
+    def scope_ids(self) -> Ids | None:
+        """The only chunks that may be found; None where all may."""
+        return self.found.chunk_ids if self.documents else None
+
+    def allowed(self, rows: Rows) -> Rows:
+        """The rows of documents that may be found: whatever the caches say, no other leaves this module."""
+        if not self.documents:
+            return rows
+        return {id_: row for id_, row in rows.items() if self.documents.allows(row["document"])}
 
     def of(self, chunk_ids: Iterable[int]) -> dict[int, Hit]:
         """What the words say of some chunks."""
@@ -177,10 +199,11 @@ class _Words:
         return bool(words) and any(word.is_in(heading_terms(row["heading"], "")) for word in words)
 
 
-async def _search_words(connection: Any, live: Live, asked: Question) -> _Words:
+async def _search_words(connection: Any, live: Live, asked: Question, documents: DocumentFilter) -> _Words:
     query, alone = await _queries(live, asked)
-    found = await _search(connection, live, query)
-    return _Words(found, await _search(connection, live, alone) if alone != query else None)
+    found = await _search(connection, live, query, documents)
+    found_alone = await _search(connection, live, alone, documents) if alone != query else None
+    return _Words(found, found_alone, documents)
 
 
 async def _queries(live: Live, asked: Question) -> tuple[Query, Query]:
@@ -193,8 +216,11 @@ async def _queries(live: Live, asked: Question) -> tuple[Query, Query]:
     return asked.query(), asked.alone()
 
 
-async def _search(connection: Any, live: Live, query: Query) -> Found:
+async def _search(connection: Any, live: Live, query: Query, documents: DocumentFilter) -> Found:
     postings = await _kept().postings.read(connection, live, [*query.weights, *query.morphemes])
+    if documents:
+        scope = await _kept().scopes.read(connection, live, postings.chunks, documents)
+        return await asyncio.to_thread(lambda: score(scope.narrow(postings), query))
     return await asyncio.to_thread(score, postings, query)
 
 
@@ -212,6 +238,7 @@ class _Kept:
 
     postings: PostingsCache = field(default_factory=PostingsCache)
     vectors: VectorCache = field(default_factory=VectorCache)
+    scopes: ScopeCache = field(default_factory=ScopeCache)
 
 
 _kept_by_database: WeakKeyDictionary[Any, _Kept] = WeakKeyDictionary()

@@ -25,7 +25,7 @@ from tortoise.exceptions import BaseORMException
 
 from models.transaction import transact
 from rag.providers.embedder import Vectors
-from rag.search.postings import Live
+from rag.search.postings import Ids, Live
 from rag.search.snapshot import snapshot
 
 logger = structlog.stdlib.get_logger("protostar.vectors")
@@ -88,10 +88,12 @@ async def keep_vector_index(generation_id: int, *, wanted: bool = True) -> None:
         await _drop(generation_id)  # an index that lacks something would hide it
 
 
-async def search_index(live: Live, question: Vectors, limit: int, also: Sequence[int] = ()) -> Near | None:
+async def search_index(
+    live: Live, question: Vectors, limit: int, also: Sequence[int] = (), within: Ids | None = None
+) -> Near | None:
     """The chunks nearest to a question by the index, and some others; None where the generation has no index.
 
-    Mean and spread are those of a sample.
+    Mean and spread are those of a sample. `within` are the only chunks to compare: they are compared one by one.
 
     Raises:
         OSError, asyncpg.PostgresError, asyncpg.InterfaceError: the index can't be read.
@@ -102,12 +104,25 @@ async def search_index(live: Live, question: Vectors, limit: int, also: Sequence
         if rows_a_sample is None:
             return None
         numbers = f"[{','.join(map(str, question.astype(STORED).tolist()))}]"
+        if within is not None:
+            return await _nearest_within(connection, table, numbers, limit, also, within)
         nearest = await connection.fetch(_NEAREST.format(table=table), numbers, limit)
         others = await connection.fetch(_OTHERS.format(table=table), numbers, list(also))
         percent = min(100.0, 100.0 * _SAMPLE / max(rows_a_sample, 1))
         sample = await connection.fetchrow(_SPREAD.format(table=table), numbers, percent)
     cosines = {row["chunk_id"]: row["score"] for row in (*nearest, *others)}
     return Near(cosines, sample["mean"] or 0.0, sample["spread"] or 0.0)
+
+
+async def _nearest_within(
+    connection: Any, table: str, numbers: str, limit: int, also: Sequence[int], within: Ids
+) -> Near | None:
+    nearest = await connection.fetch(_WITHIN.format(table=table), numbers, within.tolist(), limit)
+    if not nearest:
+        return None
+    others = await connection.fetch(_OTHERS.format(table=table), numbers, list(also))
+    cosines = {row["chunk_id"]: row["score"] for row in (*nearest, *others)}
+    return Near(cosines, nearest[0]["mean"] or 0.0, nearest[0]["spread"] or 0.0)
 
 
 def fits_this_cpu() -> bool:
@@ -251,6 +266,13 @@ SELECT reltuples::float8 FROM pg_class, set_config('hnsw.ef_search', $2, TRUE) W
 """
 _NEAREST: Final = """
 SELECT chunk_id, -(vector <#> $1::text::halfvec) AS score FROM {table} ORDER BY vector <#> $1::text::halfvec LIMIT $2
+"""
+_WITHIN: Final = """
+WITH scored AS MATERIALIZED (
+    SELECT chunk_id, -(vector <#> $1::text::halfvec) AS score FROM {table} WHERE chunk_id = ANY ($2::bigint[])
+)
+SELECT chunk_id, score, avg(score) OVER () AS mean, stddev_pop(score) OVER () AS spread
+FROM scored ORDER BY score DESC LIMIT $3
 """
 _OTHERS: Final = """
 SELECT chunk_id, -(vector <#> $1::text::halfvec) AS score FROM {table} WHERE chunk_id = ANY ($2::bigint[])

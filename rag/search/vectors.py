@@ -17,7 +17,7 @@ from tortoise.backends.base.client import BaseDBAsyncClient
 from models.transaction import transact
 from rag.index.drafts import text_to_embed
 from rag.providers.embedder import Embedder, Vectors
-from rag.search.postings import Live
+from rag.search.postings import Ids, Live
 from rag.search.vector_index import LONGEST_LIST, STORED, Near, search_index
 
 logger = structlog.stdlib.get_logger("protostar.vectors")
@@ -113,22 +113,29 @@ class VectorCache:
     _failed_on: tuple[int, int] | None = None
     _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def search(self, live: Live, question: Vectors, limit: int, also: Sequence[int] = ()) -> Near | None:
-        """The chunks nearest to a question, and some others; None where there is nothing to compare."""
-        if near := await self._by_index(live, question, limit, also):
+    async def search(
+        self, live: Live, question: Vectors, limit: int, also: Sequence[int] = (), within: Ids | None = None
+    ) -> Near | None:
+        """The chunks nearest to a question, and some others; None where there is nothing to compare.
+
+        `within` are the only chunks to compare, `also` among them; None compares all.
+        """
+        if near := await self._by_index(live, question, limit, also, within):
             self._matrix = None
             return near
         matrix = await self._current(live)
         if not len(matrix.chunk_ids) or matrix.rows.shape[1] != question.shape[0]:
             return None
-        return await asyncio.to_thread(_nearest, matrix, question, limit, also)
+        return await asyncio.to_thread(_nearest, matrix, question, limit, also, within)
 
-    async def _by_index(self, live: Live, question: Vectors, limit: int, also: Sequence[int]) -> Near | None:
+    async def _by_index(
+        self, live: Live, question: Vectors, limit: int, also: Sequence[int], within: Ids | None
+    ) -> Near | None:
         version = (live.generation_id, live.vectors_version)
         if not live.has_vector_index or limit > LONGEST_LIST or version == self._failed_on:
             return None
         try:
-            near = await search_index(live, question, limit, also)
+            near = await search_index(live, question, limit, also, within)
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             # Not again before something changed: what fails at every question costs every question time.
             self._failed_on = version
@@ -144,13 +151,18 @@ class VectorCache:
             return matrix
 
 
-def _nearest(matrix: _Matrix, question: Vectors, limit: int, also: Sequence[int]) -> Near:
-    scores = matrix.rows @ question
+def _nearest(matrix: _Matrix, question: Vectors, limit: int, also: Sequence[int], within: Ids | None) -> Near | None:
+    ids, scores = matrix.chunk_ids, matrix.rows @ question
+    if within is not None:
+        kept = np.isin(ids, within)
+        ids, scores = ids[kept], scores[kept]
+        if not len(ids):
+            return None
     best = np.arange(len(scores)) if len(scores) <= limit else np.argpartition(-scores, limit)[:limit]
     best = best[np.argsort(-scores[best], kind="stable")]
-    others = np.flatnonzero(np.isin(matrix.chunk_ids, list(also)))
+    others = np.flatnonzero(np.isin(ids, list(also)))
     places = np.concatenate([best, others])
-    cosines = dict(zip(matrix.chunk_ids[places].tolist(), scores[places].tolist(), strict=True))
+    cosines = dict(zip(ids[places].tolist(), scores[places].tolist(), strict=True))
     return Near(cosines, float(scores.mean()), float(scores.std()))
 
 
