@@ -10,6 +10,7 @@ from arq.connections import ArqRedis
 from tortoise.backends.base.client import BaseDBAsyncClient
 
 from protostar.settings import Settings
+from rag.analysis.synonyms import SynonymsFile
 from rag.corpus.tokens import TokenCounter
 from rag.prompt.modes import Prompts
 from rag.providers.embedder import Embedder
@@ -31,6 +32,7 @@ class Tools:
     provider: GatedProvider
     embedder: Embedder | None
     prompts: Prompts
+    synonyms: SynonymsFile
     tokens: TokenCounter
     ratios: TokenRatios
     events: EventLog

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from protostar_client.contract import ChatRequest, ErrorCode, JobError
@@ -20,7 +21,14 @@ from tasks.turn.values import Unfinished
 
 
 async def generate_chat(
-    ctx: Context, *, user_uuid: str, session_id: str, content: str, mode: str = "general", context: str = ""
+    ctx: Context,
+    *,
+    user_uuid: str,
+    session_id: str,
+    content: str,
+    mode: str = "general",
+    context: str = "",
+    documents: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Answer one question, once: open the turn, check the caps, gather, fit the prompt, stream, finish.
 
@@ -35,7 +43,14 @@ async def generate_chat(
     tools, claim = ctx["tools"], ctx["claim"]
     await raise_recorded_ending(tools.events, claim)
     request = ChatRequest.parse(
-        {"user_uuid": user_uuid, "session_id": session_id, "content": content, "mode": mode, "context": context}
+        {
+            "user_uuid": user_uuid,
+            "session_id": session_id,
+            "content": content,
+            "mode": mode,
+            "context": context,
+            "documents": documents,
+        }
     )
     persona = _persona(tools.prompts, request)
     turn = await open_turn(

@@ -14,6 +14,7 @@ from tortoise.backends.base.client import BaseDBAsyncClient
 
 from models.database import DatabaseError, connect
 from protostar.settings import Settings, unknown_variables
+from rag.analysis.synonyms import SynonymsFile
 from rag.corpus.tokens import TokenCounter
 from rag.prompt.budget import Count
 from rag.prompt.modes import Prompts, PromptsError, load_prompts
@@ -101,6 +102,7 @@ async def _make_tools(settings: Settings, redis: ArqRedis, queue: Queue, stack: 
         provider=gated,
         embedder=make_embedder(settings, provider=gated),
         prompts=prompts,
+        synonyms=SynonymsFile(settings.corpus_dir),
         tokens=tokens,
         ratios=ratios,
         events=events,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, Literal, Self, get_args
 from uuid import UUID, uuid4
@@ -75,11 +75,13 @@ class ChatClient:
         content: str,
         mode: str = "general",
         context: str = "",
+        documents: Sequence[str] = (),
         job_id: str | None = None,
         on_busy: OnBusy = "enqueue",
     ) -> JobHandle:
         """Put a question into the queue, in one round trip.
 
+        `documents` are glob patterns of the corpus paths that the answer may use; without any, all documents.
         `job_id` is the idempotency key: the same id again is the same turn, and its handle is returned, whatever
         `on_busy` is. Where the session has unfinished turns, queued or running, `on_busy` decides: `"enqueue"` waits
         for them, `"reject"` raises, `"interrupt"` asks in the same step that they be cancelled.
@@ -100,6 +102,7 @@ class ChatClient:
                 "content": content,
                 "mode": mode,
                 "context": context,
+                "documents": list(documents),
             }
         )
         job_id = uuid4().hex if job_id is None else check_turn_id(job_id)

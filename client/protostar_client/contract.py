@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
@@ -12,7 +11,6 @@ from uuid import UUID
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     StrictBool,
@@ -21,6 +19,7 @@ from pydantic import (
 )
 
 from protostar_client import keys
+from protostar_client.normalization import Name, Text, not_blank
 
 GENERATE_CHAT: Final = "generate_chat"
 SUMMARIZE_MESSAGE: Final = "summarize_message"
@@ -34,6 +33,8 @@ CONTEXT_MAX_CHARACTERS: Final = 400_000
 SESSION_ID_MAX_CHARACTERS: Final = 128
 JOB_ID_MAX_CHARACTERS: Final = 256
 HISTORY_MAX_MESSAGES: Final = 500
+DOCUMENTS_MAX_PATTERNS: Final = 100
+PATTERN_MAX_CHARACTERS: Final = 300
 
 
 class ErrorCode(StrEnum):
@@ -78,35 +79,6 @@ class InvalidRequest(JobError):  # noqa: N818  (reads as what happened, like the
         self.field = field
 
 
-# Everything that PostgreSQL, JSON or a terminal can't take: C0 but tab and line ends, DEL, C1.
-_CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-_LONE_SURROGATES: Final = re.compile(r"[\ud800-\udfff]")
-_NOT_IN_A_NAME: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-def clean_text(text: str) -> str:
-    """`text` without control characters (tabs and line ends stay), lone surrogates replaced by U+FFFD."""
-    return _LONE_SURROGATES.sub("\ufffd", _CONTROL_CHARACTERS.sub("", text))
-
-
-def _clean(value: object) -> object:
-    return clean_text(value) if isinstance(value, str) else value
-
-
-def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise ValueError("is blank; give at least one character that shows")
-    return text
-
-
-def _refuse_control_characters(value: object) -> object:
-    if isinstance(value, str) and _NOT_IN_A_NAME.search(value):
-        raise ValueError("holds a control character or half a surrogate pair; send printable text")
-    return value
-
-
-Text = Annotated[str, BeforeValidator(_clean)]
-Name = Annotated[str, BeforeValidator(_refuse_control_characters)]
 SessionId = Annotated[Name, Field(min_length=1, max_length=SESSION_ID_MAX_CHARACTERS)]
 JobId = Annotated[Name, Field(min_length=1, max_length=JOB_ID_MAX_CHARACTERS)]
 RowId = Annotated[int, Field(strict=True, gt=0, lt=2**63)]  # strict: JSON's true is no 1
@@ -138,7 +110,8 @@ def _in_words(problem: Mapping[str, Any]) -> str:
     if "min_length" in limits:
         return "is empty; give at least one character"
     if "max_length" in limits:
-        return f"is too long; give at most {limits['max_length']:,} characters"
+        unit = "characters" if str(problem["type"]).startswith("string") else "entries"
+        return f"is too long; give at most {limits['max_length']:,} {unit}"
     return str(problem["msg"]).removeprefix("Value error, ")
 
 
@@ -169,9 +142,17 @@ class ChatRequest(_Request):
 
     user_uuid: UUID
     session_id: SessionId
-    content: Annotated[Text, Field(min_length=1, max_length=CONTENT_MAX_CHARACTERS), AfterValidator(_not_blank)]
+    content: Annotated[Text, Field(min_length=1, max_length=CONTENT_MAX_CHARACTERS), AfterValidator(not_blank)]
     mode: Annotated[Name, Field(min_length=1, max_length=64)] = "general"
     context: Annotated[Text, Field(max_length=CONTEXT_MAX_CHARACTERS)] = ""
+    documents: Annotated[
+        list[Annotated[Text, Field(min_length=1, max_length=PATTERN_MAX_CHARACTERS)]],
+        Field(max_length=DOCUMENTS_MAX_PATTERNS),
+    ] = []
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments, as JSON values; no `documents` where all are meant, for workers before 1.0."""
+        return self.model_dump(mode="json", exclude=None if self.documents else {"documents"})
 
 
 class SummaryRequest(_Request):

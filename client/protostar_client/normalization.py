@@ -1,9 +1,12 @@
-"""Unicode normalization in linear time."""
+"""Text from outside: Unicode normalization in linear time, and what a text field of a request may hold."""
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
+
+from pydantic import BeforeValidator
 
 Form = Literal["NFC", "NFD", "NFKC", "NFKD"]
 
@@ -38,3 +41,35 @@ def _cut(text: str, at: int) -> int:
         if text[place].isascii() or "가" <= text[place] <= "힣" or "一" <= text[place] <= "鿿":
             return place
     return at
+
+
+# Everything that PostgreSQL, JSON or a terminal can't take: C0 but tab and line ends, DEL, C1.
+_CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_LONE_SURROGATES: Final = re.compile(r"[\ud800-\udfff]")
+_NOT_IN_A_NAME: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def clean_text(text: str) -> str:
+    """`text` without control characters (tabs and line ends stay), lone surrogates replaced by U+FFFD."""
+    return _LONE_SURROGATES.sub("\ufffd", _CONTROL_CHARACTERS.sub("", text))
+
+
+def _clean(value: object) -> object:
+    return clean_text(value) if isinstance(value, str) else value
+
+
+def not_blank(text: str) -> str:
+    """The text, unless it shows nothing."""
+    if not text.strip():
+        raise ValueError("is blank; give at least one character that shows")
+    return text
+
+
+def _refuse_control_characters(value: object) -> object:
+    if isinstance(value, str) and _NOT_IN_A_NAME.search(value):
+        raise ValueError("holds a control character or half a surrogate pair; send printable text")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_clean)]
+Name = Annotated[str, BeforeValidator(_refuse_control_characters)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import AsyncExitStack, contextmanager
 from typing import Any, Self, TypeVar
@@ -126,6 +126,7 @@ class ChatClient:
         content: str,
         mode: str = "general",
         context: str = "",
+        documents: Sequence[str] = (),
         job_id: str | None = None,
         on_busy: aio.OnBusy = "enqueue",
     ) -> JobHandle:
@@ -137,6 +138,7 @@ class ChatClient:
                 content=content,
                 mode=mode,
                 context=context,
+                documents=documents,
                 job_id=job_id,
                 on_busy=on_busy,
             )

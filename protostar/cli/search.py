@@ -28,6 +28,16 @@ class _Question:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Questions, and how to search for each."""
+
+    questions: Sequence[_Question]
+    top: int
+    floor: bool
+    documents: tuple[str, ...]
+
+
 def search(
     question: Annotated[str | None, typer.Argument(help="The question.")] = None,
     file: Annotated[
@@ -37,6 +47,10 @@ def search(
     no_floor: Annotated[
         bool, typer.Option("--no-floor", help="Print passages even where the corpus seems not to know.")
     ] = False,
+    documents: Annotated[
+        list[str] | None,
+        typer.Option(help="Search only the documents whose path matches this glob pattern; may be repeated."),
+    ] = None,
     why: Annotated[
         bool, typer.Option("--why", help="With --json: add the question's words that a passage shares.")
     ] = False,
@@ -54,7 +68,8 @@ def search(
 
     with failing_on(SettingsError, DatabaseError, ProviderError):
         settings = load(CorpusSettings)
-        asyncio.run(_print_all(settings, questions, top=top, floor=not no_floor, why=why, json=json))
+        asked = _Asked(questions, top=top, floor=not no_floor, documents=tuple(documents or ()))
+        asyncio.run(_print_all(settings, asked, why=why, json=json))
 
 
 def _read(file: Path) -> list[_Question]:
@@ -78,12 +93,10 @@ def _parse(line: str, place: str) -> _Question:
     return question
 
 
-async def _print_all(
-    settings: CorpusSettings, questions: Sequence[_Question], *, top: int, floor: bool, why: bool, json: bool
-) -> None:
+async def _print_all(settings: CorpusSettings, asked: _Asked, *, why: bool, json: bool) -> None:
     from rag.search.explain import shared_words
 
-    async for question, passages, error in _answers(settings, questions, top=top, floor=floor):
+    async for question, passages, error in _answers(settings, asked):
         if error:
             note(f"searched by words alone, the question could not be embedded: {error}")
         if json:
@@ -93,20 +106,28 @@ async def _print_all(
                     result["why"] = shared_words(question.text, passage)
             write_json({"id": question.id, "results": found} | ({"embedding_error": error} if error else {}))
         else:
-            _print(question, passages, with_question=len(questions) > 1, floor=floor)
+            _print(question, passages, with_question=len(asked.questions) > 1, floor=asked.floor)
 
 
-async def _answers(
-    settings: CorpusSettings, questions: Sequence[_Question], *, top: int, floor: bool
-) -> AsyncIterator[tuple[_Question, list[Passage], str]]:
+async def _answers(settings: CorpusSettings, asked: _Asked) -> AsyncIterator[tuple[_Question, list[Passage], str]]:
     """Each question with its passages, and why they were not found by vectors too, if they should have been."""
     from models.database import connect
+    from rag.analysis.synonyms import read_synonyms
     from rag.providers.embedder import embedding
+    from rag.search.document_filter import DocumentFilter
     from rag.search.retrieve import retrieve
 
     async with connect(settings.database_url.get_secret_value()), embedding(settings) as embedder:
-        for question in questions:
-            passages = await retrieve(question.text, top_k=top, floor=floor, embedder=embedder)
+        synonyms = await asyncio.to_thread(read_synonyms, settings.corpus_dir)
+        for question in asked.questions:
+            passages = await retrieve(
+                question.text,
+                top_k=asked.top,
+                floor=asked.floor,
+                embedder=embedder,
+                documents=DocumentFilter.of(asked.documents),
+                synonyms=synonyms,
+            )
             yield question, passages, embedder.question_error if embedder else ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,28 @@ class Synonyms:
 
 
 NO_SYNONYMS: Final = Synonyms({})
+
+
+class SynonymsFile:
+    """The synonyms of a corpus folder as its file is now; it is read again after a change."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._stamp: tuple[int, int] | None = None
+        self._synonyms = NO_SYNONYMS
+
+    async def current(self) -> Synonyms:
+        """Read the file if it has changed since it was last read."""
+        try:
+            status = (self._folder / FILE_NAME).stat()
+        except OSError:
+            self._stamp, self._synonyms = None, NO_SYNONYMS
+            return self._synonyms
+        stamp = (status.st_mtime_ns, status.st_size)
+        if stamp != self._stamp:
+            self._synonyms = await asyncio.to_thread(read_synonyms, self._folder)
+            self._stamp = stamp
+        return self._synonyms
 
 
 def read_synonyms(folder: Path) -> Synonyms:

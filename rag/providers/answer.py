@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
-from protostar_client.contract import Usage, clean_text
+from protostar_client.contract import Usage
+from protostar_client.normalization import clean_text
 
 from rag.providers.errors import Translator
 from rag.providers.protocol import Completion, CompletionRequest, Finish

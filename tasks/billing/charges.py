@@ -14,7 +14,8 @@ from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
-from protostar_client.contract import Usage, clean_text
+from protostar_client.contract import Usage
+from protostar_client.normalization import clean_text
 from tortoise.backends.base.client import BaseDBAsyncClient
 from tortoise.expressions import Q
 

@@ -31,9 +31,8 @@ from protostar_client.contract import (
     EventType,
     JobId,
     SessionId,
-    Text,
-    clean_text,
 )
+from protostar_client.normalization import Text, clean_text
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError

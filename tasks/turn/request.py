@@ -17,6 +17,7 @@ from rag.prompt.overflow import smaller_window
 from rag.prompt.token_ratio import CorrectedCount
 from rag.providers import CompletionRequest, ContextLengthError
 from rag.providers.vendor_messages import overflow_sizes
+from rag.search.document_filter import DocumentFilter
 from rag.search.neighbours import with_neighbours
 from rag.search.retrieve import Passage, retrieve
 from tasks.context import Tools
@@ -43,7 +44,13 @@ async def gather(tools: Tools, turn: Turn, persona: str) -> Gathered:
     if request.mode != PAGE_CONTEXT:
         asked = [earlier.question for earlier in history.turns]
         with step("retrieve"):
-            passages = await retrieve(request.content, history=asked, embedder=tools.embedder)
+            passages = await retrieve(
+                request.content,
+                history=asked,
+                embedder=tools.embedder,
+                documents=DocumentFilter.of(request.documents),
+                synonyms=await tools.synonyms.current(),
+            )
             passages = await with_neighbours(passages, _room(tools.settings, persona, request.content, count))
     return Gathered(persona, history, passages, tag_code, count)
 

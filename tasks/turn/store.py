@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from protostar_client.contract import Usage, clean_text
+from protostar_client.contract import Usage
+from protostar_client.normalization import clean_text
 from tortoise.backends.base.client import BaseDBAsyncClient
 
 from models import Message, MessageRole, MessageStatus

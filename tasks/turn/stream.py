@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from protostar_client.contract import Usage, clean_text
+from protostar_client.contract import Usage
+from protostar_client.normalization import clean_text
 
 from rag.providers import ContextLengthError, Finish, Provider
 from rag.providers.fallback import stream_with_fallback

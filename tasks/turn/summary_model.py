@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from uuid import UUID
 
 import structlog
-from protostar_client.contract import ErrorCode, JobError, clean_text
+from protostar_client.contract import ErrorCode, JobError
+from protostar_client.normalization import clean_text
 
 from rag.prompt.budget import PromptTooLongError
 from rag.providers import ChatMessage, CompletionRequest, Provider, ProviderError

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from uuid import UUID
 
-from protostar_client.contract import EVENT_FIELDS, ErrorCode, EventType
+import pytest
+from protostar_client.contract import EVENT_FIELDS, ChatRequest, ErrorCode, EventType, InvalidRequest
 from protostar_client.schema import FOLDER, schemas
 
 
@@ -28,3 +30,12 @@ def test_a_result_says_what_is_always_there() -> None:
     assert usage["required"] == ["input_tokens", "output_tokens", "cost", "estimated"]
     failure = json.loads(schemas()["failure.result"])
     assert set(failure["properties"]["error"]["properties"]["code"]["examples"]) == {*ErrorCode, "cancelled"}
+
+
+def test_document_patterns_are_bounded_and_left_out_where_all_documents_are_meant() -> None:
+    asked = {"user_uuid": str(UUID(int=1)), "session_id": "s", "content": "q"}
+    assert "documents" not in ChatRequest.parse(asked).arguments()
+    assert ChatRequest.parse({**asked, "documents": ["hr/**"]}).arguments()["documents"] == ["hr/**"]
+    for wrong in (["a"] * 101, ["a" * 301], [""], [1], "hr/**"):
+        with pytest.raises(InvalidRequest, match=r"^invalid_request: documents: "):
+            ChatRequest.parse({**asked, "documents": wrong})

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from typing import Final
 
 from protostar_client import Event, EventType, JobHandle, Source
-from protostar_client.contract import clean_text
+from protostar_client.normalization import clean_text
 
 from protostar.cli.support.errors import CommandError
 from protostar.cli.support.output import note, one_line, write, write_json

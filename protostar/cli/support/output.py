@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any
 
-from protostar_client.contract import clean_text
+from protostar_client.normalization import clean_text
 from rich.cells import cell_len
 from rich.console import Console
 

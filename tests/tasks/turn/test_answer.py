@@ -269,3 +269,14 @@ async def test_the_events_of_an_answer_that_pauses_outlive_their_ttl(stack: Stac
         return not await stack.redis.exists(key)
 
     await until(expired, "the events expire after the last one")
+
+
+async def test_an_answer_uses_only_documents_that_match(shared_stack: Stack) -> None:
+    stack = shared_stack
+    stack.model.script({"pieces": ["네."]}, {"pieces": ["네."]})
+    for patterns, expected in ((["delivery*"], True), (["elsewhere/**"], False)):
+        job = await stack.ask("워커가 죽으면 작업은 어떻게 되나요?", documents=patterns)
+        events = await stack.events(job.job_id)
+        assert ("sources" in [event["type"] for event in events]) == expected
+        prompt = json.dumps(stack.model.requests()[-1]["body"]["messages"], ensure_ascii=False)
+        assert ("delivery.md" in prompt) == expected
