@@ -96,10 +96,10 @@ class OutboxJob(Model):
 
 
 class Charge(Model):
-    """What one attempt of a job cost at the provider, written when its request is sent and again when it is over.
+    """What one attempt of a job cost at the provider, written before its request is sent and again when it is over.
 
-    `outcome` is null while the request is under way. `user_uuid` is null where the cost is nobody's, as that of
-    reindexing. `cost` is in the provider's currency and null where it names none.
+    `outcome` is null while the attempt runs, and `input_tokens` 0 until its request is sent. `user_uuid` is null where
+    the cost has no user, as that of reindexing. `cost` is in the provider's currency, null where it names none.
     """
 
     id = fields.BigIntField(primary_key=True)

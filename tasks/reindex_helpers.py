@@ -1,4 +1,4 @@
-"""Calling other workers to help with a large reindex."""
+"""Asks other workers to help with a large reindex."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = structlog.stdlib.get_logger("protostar.index")
 async def call_helpers(redis: ArqRedis, owner: str, run_id: int, units: int) -> None:
     """Enqueue a helper's job for each live worker but `owner`, and for no more of them than there are units to spare.
 
-    Without Redis nobody helps: the run goes on alone.
+    Without Redis the run goes on alone.
     """
     try:
         async with asyncio.timeout(REDIS_TIMEOUT_S):
@@ -31,6 +31,6 @@ async def call_helpers(redis: ArqRedis, owner: str, run_id: int, units: int) -> 
                 await enqueue_own(redis, f"index:{run_id}:{number}", INDEX_DOCUMENTS, {"run": run_id})
             await redis.publish(keys.WAKE, "index")
     except (RedisError, OSError) as error:  # a TimeoutError is an OSError
-        logger.warning("index_helpers_not_called", run=run_id, error=error)
+        logger.warning("helpers_call_failed", run=run_id, error=error)
         return
     logger.info("index_shared", run=run_id, units=units, workers=1 + others)

@@ -230,7 +230,7 @@ class Migration(migrations.Migration):
                 "unique_together": (("job_id", "attempt"),),
                 "indexes": [Index(fields=["user_uuid", "created_at"])],
                 "pk_attr": "id",
-                "table_description": "What one attempt of a job cost at the provider, written when its request is sent and again when it is over.",
+                "table_description": "What one attempt of a job cost at the provider, written before its request is sent and again when it is over.",
             },
             bases=["Model"],
         ),

@@ -1,7 +1,7 @@
-"""The gate before the provider: a model that is limited or down is not asked by any worker before its time.
+"""The gate before the provider: while a model is limited or down, no worker sends it a request.
 
-What is known of a model is in Redis (`tasks/gate/lua/gate_enter.lua`), so that what one worker is told holds for all.
-Where Redis can't be asked, requests go through.
+The state of a model is in Redis (`tasks/gate/lua/gate_enter.lua`), so all workers share it. While Redis is away,
+requests pass.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from tasks.retry_policy import FIRST_DELAY_S, LONGEST_DELAY_S, code_of
 
 logger = structlog.stdlib.get_logger("protostar.gate")
 
-FAILURES: Final = 5  # so many in a row, within a minute, open the breaker
+FAILURES: Final = 5  # in a row, within a minute, that open the breaker
 FIRST_PAUSE_S: Final = 2.0
 LONGEST_PAUSE_S: Final = 60.0
-LONGEST_PAUSE_ASKED_S: Final = 3600.0  # a provider that asks for more is asked once an hour
+LONGEST_PAUSE_ASKED_S: Final = 3600.0  # a provider that asks for more gets one request an hour
 PROBE_SLACK_S: Final = 5.0
 GATE_TIMEOUT_S: Final = 1.0
 
@@ -49,15 +49,15 @@ Outcome = Literal["nothing", "token", "answered", "limited", "failed"]
 
 
 class Gate:
-    """Lets requests to models through, or says how long to wait.
+    """Lets requests to models pass, or names the time to wait.
 
     Args:
-        redis: where all workers look.
+        redis: holds the state that all workers share.
         provider: the provider's name.
-        owner: this worker's; a probe of a worker that is dead blocks nobody.
-        first_token_s: how long a probe may take.
-        longest_wait_s: how long a job may wait in all; 0 leaves the gate open: every job asks for itself.
-        limits: requests and tokens a minute.
+        owner: the name of this worker; a probe whose worker is dead blocks no other request.
+        first_token_s: the longest time of a probe.
+        longest_wait_s: the longest time that a job may wait in all; 0 leaves the gate open.
+        limits: requests and tokens per minute.
     """
 
     def __init__(
@@ -79,25 +79,25 @@ class Gate:
         self._busy_until_s: dict[str, float] = {}
 
     async def look(self, models: Sequence[str]) -> None:
-        """See whether one of the models may be asked, and take nothing. Redis is asked only where this worker
-        has reason to doubt it.
+        """Check whether one of the models may be asked, and take nothing from the limits. Redis is asked only if this
+        worker knows of a pause.
 
         Raises:
-            ProviderBusyError: none may; its time is the soonest one's.
+            ProviderBusyError: none may be asked; it names the shortest wait.
         """
         if all(self._busy_until_s.get(model, 0.0) > time.monotonic() for model in models):
             await self._first(models, self._look)
 
     async def enter(self, models: Sequence[str], *, tokens: int) -> Ticket:
-        """Let a request with so many tokens through to the first of the models that may be asked.
+        """Let a request with so many tokens pass to the first of the models that may be asked.
 
         Raises:
-            ProviderBusyError: none may; its time is the soonest one's.
+            ProviderBusyError: none may be asked; it names the shortest wait.
         """
         return await self._first(models, lambda model: self._enter(model, tokens))
 
     async def report(self, ticket: Ticket, outcome: Outcome, *, pause_s: float = 0.0) -> float:
-        """Take down how a request went; returns the seconds that its model is paused for."""
+        """Record the outcome of a request; returns the seconds for which its model is paused."""
         reason = ErrorCode.PROVIDER_UNAVAILABLE if outcome == "failed" else ErrorCode.RATE_LIMITED
         first_s, longest_s = FIRST_PAUSE_S, LONGEST_PAUSE_S
         if outcome == "limited":
@@ -111,7 +111,7 @@ class Gate:
         return left_s
 
     def busy(self, model: str, wait_s: float, reason: str) -> ProviderBusyError:
-        """The error for a request that is not made."""
+        """Make the error for a request that may not be sent."""
         is_down = reason == ErrorCode.PROVIDER_UNAVAILABLE
         state = "is down" if is_down else "is limited"
         return ProviderBusyError(
@@ -137,7 +137,7 @@ class Gate:
         ticket = Ticket(self, model, token if await self._ask(model, token) else "")
         wait_s = await self._take(model, tokens)
         if wait_s:
-            # Shared, so that the others need not find out for themselves.
+            # Shared, so that other workers wait without a request of their own.
             wait_s = max(wait_s, await self.report(ticket, "nothing", pause_s=wait_s))
             raise self.busy(model, wait_s, ErrorCode.RATE_LIMITED)
         return ticket
@@ -146,7 +146,7 @@ class Gate:
         await self._ask(model, "", only_look=True)
 
     async def _ask(self, model: str, token: str, *, only_look: bool = False) -> bool:
-        """Whether a request that is let through is a probe."""
+        """Ask for permission; returns whether the request is a probe."""
         if not self._longest_wait_s:
             return False
         reply = await self._run(_ENTER, model, self._owner, token, self._probe_ms, int(only_look))
@@ -161,7 +161,7 @@ class Gate:
             async with asyncio.timeout(GATE_TIMEOUT_S):
                 return await self._limits.take(f"{self._provider}:{model}", tokens=tokens)
         except (RedisError, OSError, TimeoutError) as error:
-            logger.warning("limits_unreachable", error=error)
+            logger.warning("limits_call_failed", error=error)
             return 0.0
 
     async def _run(self, script: Script, model: str, *arguments: str | int) -> Any:
@@ -171,7 +171,7 @@ class Gate:
             async with asyncio.timeout(GATE_TIMEOUT_S):
                 return await script.run(self._redis, keys.gate(self._provider, model), *arguments)
         except (RedisError, OSError, TimeoutError) as error:
-            logger.warning("gate_unreachable", script=script.name, error=error)
+            logger.warning("gate_call_failed", script=script.name, error=error)
             return None
 
     def _remember(self, model: str, wait_s: float) -> None:
@@ -180,7 +180,7 @@ class Gate:
 
 @dataclass(slots=True)
 class Ticket:
-    """A request that was let through to a model; `token` is empty where it is no probe."""
+    """A permitted request to a model; `token` is empty if it is not a probe."""
 
     gate: Gate
     model: str
@@ -188,17 +188,17 @@ class Ticket:
     _is_over: bool = False
 
     async def began(self) -> None:
-        """The first token came: the provider is up."""
+        """Record the first token: the provider is up."""
         if self.token and not self._is_over:
             await self.gate.report(self, "token")
             self.token = ""
 
     async def answered(self) -> None:
-        """The answer is whole."""
+        """Record a whole answer."""
         await self._end("answered")
 
     async def failed(self, error: ProviderError) -> ProviderError:
-        """Take an error down; returns what to raise: a probe that fails only waits on."""
+        """Record an error; returns the error to raise. A probe that fails waits for the next one."""
         if self._is_over:
             return error
         is_probe = bool(self.token)
@@ -216,11 +216,11 @@ class Ticket:
             case ProviderBusyError():
                 await self.give_up()
             case _:
-                await self._end("answered")  # it was refused for what it asks: the provider is up
+                await self._end("answered")  # the provider is up and refuses this request
         return error
 
     async def give_up(self) -> None:
-        """The request is not made, or not waited for: another one may be the probe."""
+        """Record that the request was not sent, or was abandoned: another one may be the probe."""
         if self.token:
             await self._end("nothing")
         self._is_over = True

@@ -11,12 +11,12 @@ from tasks.monitoring.traces import request_span
 
 
 class GatedProvider:
-    """A `Provider` whose methods raise `ProviderBusyError` where the model is not to be asked.
+    """A `Provider` whose methods raise `ProviderBusyError` while the model may not be asked.
 
     Args:
-        provider: who is asked.
-        gate: what is asked before, and told after.
-        ticket: what the first request to its model comes in with; further ones ask the gate.
+        provider: receives the requests.
+        gate: permits each request and records its outcome.
+        ticket: the permission of the first request to its model; further requests ask the gate.
     """
 
     def __init__(self, provider: Provider, gate: Gate, ticket: Ticket | None = None) -> None:
@@ -26,19 +26,19 @@ class GatedProvider:
         self._ticket = ticket
 
     async def look(self, models: Sequence[str]) -> None:
-        """See whether one of the models may be asked, before work is put into a prompt.
+        """Check whether one of the models may be asked, before a prompt is made.
 
         Raises:
-            ProviderBusyError: none of them may.
+            ProviderBusyError: none of them may be asked.
         """
         await self._gate.look(models)
 
     @asynccontextmanager
     async def admitted(self, models: Sequence[str], *, tokens: int) -> AsyncIterator[GatedProvider]:
-        """Let a job through, with a request of so many tokens, to the first of the models that may be asked.
+        """Let a job pass, with a request of so many tokens, to the first of the models that may be asked.
 
         Raises:
-            ProviderBusyError: none of them may; nothing was sent.
+            ProviderBusyError: none of them may be asked; nothing was sent.
         """
         ticket = await self._gate.enter(models, tokens=tokens)
         try:
@@ -91,9 +91,9 @@ class GatedProvider:
 
 
 async def _watched(parts: AsyncIterator[StreamPart], ticket: Ticket) -> AsyncGenerator[StreamPart, None]:
-    """The parts, with what they say of the provider told to the gate.
+    """Pass the parts on, and report the state of the provider to the gate.
 
-    A reader that stops at an error closes the stream without it, so that it is taken down here.
+    A reader that stops at an error closes the stream without that error, so the error is recorded here.
     """
     try:
         async for part in parts:

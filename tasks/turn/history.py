@@ -17,13 +17,13 @@ from rag.prompt.modes import Prompts
 from rag.prompt.roll_up import Shares, history_tokens, newest_that_stay
 
 TAIL_MESSAGES: Final = 200
-"""So many messages of a session are read for a prompt; the tail is rolled up before it is as long."""
+"""Messages of a session that are read for a prompt; the tail is rolled up before it is as long."""
 LONG_TAIL_MESSAGES: Final = 150
 SHORT_TAIL_MESSAGES: Final = 40
-"""At most so many of the newest stay when a tail is rolled up."""
+"""The most of the newest messages that stay when a tail is rolled up."""
 
-# One range of the index (session_id, id): with `session_id = $1` PostgreSQL may go through everybody's messages by
-# their ids instead, and pass over those of other sessions.
+# One range of the index (session_id, id): with `session_id = $1`, PostgreSQL may scan the messages of all sessions by
+# id instead.
 NEWEST: Final = """
 SELECT id, job_id, role, content, summary, status FROM messages
 WHERE (session_id, id) > ($1::bigint, $2::bigint) AND (session_id, id) < ($1::bigint, $3::bigint)
@@ -108,7 +108,7 @@ async def is_outgrown(
 
 
 def _left_turns_out(answer: Message, rows: Sequence[Row]) -> bool:
-    """Whether the prompt of an answer had no room for all the turns of the tail; unknown is taken for yes."""
+    """Whether the prompt of an answer had no room for all turns of the tail; true where that is unknown."""
     turns = (answer.prompt or {}).get("turns")
     before = takewhile(lambda row: row["job_id"] != answer.job_id, rows)
     return not isinstance(turns, list) or len(turns) < len(stored_turns(before))

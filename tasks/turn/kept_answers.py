@@ -42,7 +42,7 @@ async def keep_answer(redis: Redis, job_id: str, answer: KeptAnswer) -> None:
         async with asyncio.timeout(REDIS_TIMEOUT_S):
             await redis.set(keys.kept_answer(job_id), value, ex=KEPT_S)
     except AWAY as error:
-        logger.warning("answer_not_kept", job_id=job_id, error=error)
+        logger.warning("answer_keep_failed", job_id=job_id, error=error)
     else:
         logger.warning("answer_kept", job_id=job_id)
 
@@ -65,7 +65,7 @@ async def drop_kept_answer(redis: Redis, job_id: str) -> None:
         async with asyncio.timeout(REDIS_TIMEOUT_S):
             await redis.delete(keys.kept_answer(job_id))
     except AWAY as error:
-        logger.warning("kept_answer_not_deleted", job_id=job_id, error=error)
+        logger.warning("kept_answer_delete_failed", job_id=job_id, error=error)
 
 
 def _dump(answer: KeptAnswer) -> bytes:

@@ -31,8 +31,7 @@ logger = structlog.stdlib.get_logger("protostar.prompt")
 
 QUICK_WINDOW: Final = 12_000
 QUICK_CHARACTERS: Final = 20_000
-"""A prompt for a larger window, or of a longer page and question, takes so long to count that it would hold up the
-streams of other answers."""
+"""Above these, counting a prompt takes so long that it would delay the streams of other answers."""
 
 
 async def gather(tools: Tools, turn: Turn, persona: str) -> Gathered:
@@ -97,7 +96,7 @@ async def fit_smaller_prompt(
         context_window=settings.context_window,
     )
     logger.warning(
-        "context_overflow",
+        "context_overflowed",
         job_id=turn.claim.job_id,
         model=refusal.model,
         counted=refused.tokens,

@@ -99,7 +99,7 @@ class TokenRatios:
             async with asyncio.timeout(READ_TIMEOUT_S):
                 line = await self._redis.hget(keys.TOKEN_RATIOS, self._model)  # type: ignore[misc]
         except (RedisError, OSError, TimeoutError) as error:
-            logger.warning("token_ratio_unread", model=self._model, error=error)
+            logger.warning("token_ratio_read_failed", model=self._model, error=error)
             return
         self._line = _text(line)
 
@@ -112,7 +112,7 @@ class TokenRatios:
             try:
                 other = await _SWAP.run(self._redis, keys.TOKEN_RATIOS, self._model, held, ratio.dump())
             except (RedisError, OSError, TimeoutError) as error:
-                logger.warning("token_ratio_unwritten", model=self._model, error=error)
+                logger.warning("token_ratio_write_failed", model=self._model, error=error)
                 self._unwritten.clear()
                 return
             if other is None:

@@ -153,7 +153,7 @@ async def test_a_prompt_beyond_the_engines_window_is_made_smaller_once(stack: St
     await stack.start_worker()
     job_id, events = await answered(stack, "What is this text about?", mode="page_context", context=sentence * 300)
     assert (events[-1]["type"], events[-1]["attempt"]) == ("done", 1), events
-    assert stack.logs().count("context_overflow") == 1
+    assert stack.logs().count("context_overflowed") == 1
     usage = json.loads((await stack.messages(job_id))[1]["usage"])
     assert CONTEXT_TOKENS / 2 < usage["input_tokens"] < CONTEXT_TOKENS - 200
 

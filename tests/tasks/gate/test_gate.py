@@ -98,7 +98,7 @@ async def lives(redis: Redis, *owners: str) -> None:
         await redis.set(keys.ALIVE_PREFIX + owner, "1")
 
 
-async def test_what_one_worker_is_told_holds_for_all(worker: MakeWorker, model_server: ModelControl) -> None:
+async def test_a_pause_that_one_worker_receives_holds_for_all(worker: MakeWorker, model_server: ModelControl) -> None:
     model_server.script({"status": 429, "headers": {"Retry-After": "7"}})
     with pytest.raises(RateLimitedError):
         await answer(worker("one"))
@@ -137,7 +137,7 @@ async def test_a_pause_is_never_shortened(
     assert least_s < await wait_of(workers[0]) <= most_s
 
 
-async def test_a_refusal_that_names_no_time_pauses_for_longer_each_time(
+async def test_a_refusal_without_a_time_pauses_for_longer_each_time(
     worker: MakeWorker, redis: Redis, model_server: ModelControl
 ) -> None:
     model_server.script({"status": 429, "times": 5}, {"pieces": ["네."]}, {"status": 429})
@@ -181,7 +181,7 @@ async def test_tokens_a_minute_hold_prompts_and_the_longest_answers(
     assert len(model_server.requests()) == 2
 
 
-async def test_a_request_above_a_whole_minute_is_let_through(worker: MakeWorker) -> None:
+async def test_a_request_above_the_limit_of_a_whole_minute_passes(worker: MakeWorker) -> None:
     assert await answer(worker(tokens=10))
 
 
@@ -246,7 +246,7 @@ async def test_a_probe_that_fails_waits_on_and_the_pause_grows(
 
 
 @pytest.mark.parametrize("how", ["dead", "cancelled", "refused"])
-async def test_a_probe_that_tells_nothing_blocks_nobody(
+async def test_a_probe_without_an_outcome_blocks_no_request(
     worker: MakeWorker, redis: Redis, model_server: ModelControl, how: str
 ) -> None:
     await lives(redis, "one", "two")
@@ -300,7 +300,7 @@ async def test_an_answer_in_between_begins_the_count_anew(worker: MakeWorker, mo
         assert await answer(one) == "네."
 
 
-async def test_what_breaks_off_after_the_first_token_counts_too(worker: MakeWorker, model_server: ModelControl) -> None:
+async def test_a_break_after_the_first_token_counts_too(worker: MakeWorker, model_server: ModelControl) -> None:
     one = worker()
     model_server.script(FOREVER | {"pieces": ["반"], "fault": "end"})
     for _ in range(FAILURES):
@@ -309,7 +309,7 @@ async def test_what_breaks_off_after_the_first_token_counts_too(worker: MakeWork
     assert await wait_of(one) > 0
 
 
-async def test_a_flushed_redis_forgets_the_pause_and_nothing_else(
+async def test_a_flushed_redis_ends_the_pause_and_nothing_else(
     worker: MakeWorker, redis: Redis, model_server: ModelControl
 ) -> None:
     one = worker(requests=10, tokens=1000)
@@ -322,7 +322,7 @@ async def test_a_flushed_redis_forgets_the_pause_and_nothing_else(
     assert await wait_of(one) > 0
 
 
-async def test_where_redis_cannot_be_asked_requests_go_through(worker: MakeWorker, model_server: ModelControl) -> None:
+async def test_requests_pass_while_redis_is_away(worker: MakeWorker, model_server: ModelControl) -> None:
     model_server.script({"status": 429}, {"pieces": ["네."]})
     async with Redis.from_url("redis://127.0.0.1:1") as nowhere:
         one = worker(on=nowhere, requests=5, tokens=500)
@@ -331,12 +331,12 @@ async def test_where_redis_cannot_be_asked_requests_go_through(worker: MakeWorke
         assert await answer(one) == "네."
 
 
-async def test_a_gate_that_holds_something_else_stands_open(worker: MakeWorker, redis: Redis) -> None:
+async def test_a_gate_key_of_a_wrong_type_lets_requests_pass(worker: MakeWorker, redis: Redis) -> None:
     await redis.set(GATE, "x")
     assert await answer(worker())
 
 
-async def test_without_waiting_every_job_asks_for_itself(worker: MakeWorker, model_server: ModelControl) -> None:
+async def test_without_waiting_every_job_sends_its_own_request(worker: MakeWorker, model_server: ModelControl) -> None:
     one = worker(wait_s=0)
     model_server.script({"status": 429, "headers": {"Retry-After": "60"}, "times": 3}, {"pieces": ["네."]})
     for _ in range(3):
@@ -346,7 +346,7 @@ async def test_without_waiting_every_job_asks_for_itself(worker: MakeWorker, mod
 
 
 @pytest.mark.parametrize(("is_down", "code"), [(True, "provider_unavailable"), (False, "rate_limited")])
-def test_a_job_waits_for_as_long_as_it_is_worth_and_no_longer(is_down: bool, code: str) -> None:
+def test_a_job_waits_up_to_its_limit(is_down: bool, code: str) -> None:
     error = ProviderBusyError("busy", retry_after_s=30, longest_wait_s=900, is_down=is_down)
 
     def judged(since_s: float) -> Again | JobError | None:
@@ -361,7 +361,7 @@ def test_a_job_waits_for_as_long_as_it_is_worth_and_no_longer(is_down: bool, cod
     assert failure.code == ErrorCode(code)
 
 
-async def test_waits_leave_the_free_rate_limits_alone() -> None:
+async def test_waits_do_not_use_up_the_free_rate_limits() -> None:
     history = tuple({"attempt": n, "reason": "provider_busy", "at_ms": 1000 * n} for n in range(1, 41))
     claim = Claim(b"job", attempt=41, spared=40, rank_ms=0, payload=None, aborted=False, history=history)
 
@@ -398,7 +398,7 @@ async def two_workers(stack: Stack, **environment: str) -> None:
     await until(serve, "two workers serve", stack.logs)
 
 
-async def test_a_refusal_stops_two_workers_and_their_jobs_say_nothing_meanwhile(stack: Stack) -> None:
+async def test_a_refusal_stops_two_workers_and_their_jobs_publish_nothing_meanwhile(stack: Stack) -> None:
     await two_workers(stack, PROTOSTAR_MAX_JOBS="2")
     stack.model.script({"status": 429, "headers": {"Retry-After": "2"}, "hold": "first"}, SHORT)
     first = await stack.ask("첫째")
@@ -475,7 +475,7 @@ async def test_jobs_outlive_a_provider_that_is_down_and_spend_next_to_nothing(st
     assert len(stack.model.requests()) <= len(jobs) + 1  # a probe may have been under way
 
 
-async def test_a_probe_whose_worker_is_killed_blocks_nobody(stack: Stack) -> None:
+async def test_a_probe_whose_worker_is_killed_blocks_no_request(stack: Stack) -> None:
     await two_workers(stack, PROTOSTAR_LEASE="2")
     stack.model.script({"status": 503, "times": FAILURES}, {"hold": "probe"}, SHORT)
     jobs = [(await stack.ask(f"{n}번째")).job_id for n in range(FAILURES)]
@@ -500,7 +500,7 @@ async def test_another_model_answers_while_the_first_is_paused(stack: Stack) -> 
 
 
 @pytest.mark.parametrize(("status", "code"), [(429, "rate_limited"), (503, "provider_unavailable")])
-async def test_a_wait_that_is_too_long_ends_the_job_with_its_reason(stack: Stack, status: int, code: str) -> None:
+async def test_a_wait_that_is_too_long_ends_the_job_with_the_reason(stack: Stack, status: int, code: str) -> None:
     await two_workers(stack, PROTOSTAR_PROVIDER_WAIT="2")
     stack.model.script({"status": status, "headers": {"Retry-After": "60"}})
     await stack.ask("첫째")

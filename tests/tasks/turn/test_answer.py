@@ -1,4 +1,4 @@
-"""A question asked is answered: the main job, from outside, on real parts."""
+"""The main job from outside, on real servers: a question is answered, stored and summed up."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def pieces(text: str) -> list[str]:
     return [text[i : i + 3] for i in range(0, len(text), 3)]
 
 
-async def test_an_answer_is_told_stored_and_summed_up_once(shared_stack: Stack) -> None:
+async def test_an_answer_is_published_stored_and_summed_up_once(shared_stack: Stack) -> None:
     stack = shared_stack
     usage = {"prompt_tokens": 321, "completion_tokens": 54, "total_tokens": 375, "cost": 0.0021}
     stack.model.script(
@@ -139,7 +139,7 @@ async def test_the_same_job_id_is_the_same_turn_also_when_redis_has_forgotten_it
     assert len(stack.model.requests()) == 1
 
 
-async def test_a_job_id_of_another_users_turn_shows_nothing_of_it(shared_stack: Stack) -> None:
+async def test_a_job_id_of_another_users_turn_reveals_nothing(shared_stack: Stack) -> None:
     stack = shared_stack
     stack.model.script({"pieces": ["비밀."]})
     await stack.ask("질문", job_id="mine")
@@ -210,7 +210,7 @@ async def test_cron_indexes_the_corpus_at_start(stack: Stack) -> None:
     assert [row["path"] for row in await until(indexed, "the corpus is indexed")] == ["delivery.md"]
 
 
-async def test_reindexing_on_demand_says_what_changed(stack: Stack) -> None:
+async def test_reindexing_on_demand_reports_the_changes(stack: Stack) -> None:
     await stack.start_worker(PROTOSTAR_REINDEX_MINUTES="0")
     assert (await reindexed(stack))["added"] == 1
     (stack.corpus / "new.md").write_text("# 새 글\n\n토성에는 고리가 있다.")
@@ -232,7 +232,7 @@ async def reindexed(stack: Stack) -> dict[str, int]:
     return result
 
 
-async def test_a_worker_leaves_alone_what_it_is_not_to_serve(stack: Stack) -> None:
+async def test_a_worker_leaves_jobs_of_other_classes_in_the_queue(stack: Stack) -> None:
     await stack.start_worker(PROTOSTAR_SERVE="chat")
     stack.model.script({"pieces": [LONG_ANSWER]}, {"pieces": [SUMMARY]})
     job = await stack.ask("워커가 죽으면?")

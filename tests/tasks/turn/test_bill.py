@@ -1,4 +1,4 @@
-"""The bill adds up: every attempt costs what it cost, once, and a user spends no more than may be."""
+"""The bill: every attempt is billed once, and no user spends more than the caps."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def tokens(charge: dict[str, Any]) -> tuple[int, int, bool]:
     return charge["input_tokens"], charge["output_tokens"], charge["estimated"]
 
 
-async def test_an_answer_and_its_summary_cost_what_the_provider_says(shared_stack: Stack) -> None:
+async def test_an_answer_and_its_summary_cost_what_the_provider_reports(shared_stack: Stack) -> None:
     stack, user = shared_stack, str(uuid4())
     stack.model.script({"pieces": [LONG_ANSWER], "usage": USAGE}, {"pieces": ["요약."], "usage": USAGE | {"cost": 0.5}})
     job_id = await ended(stack, user=user)
@@ -113,7 +113,7 @@ async def test_every_attempt_that_was_retried_is_on_the_bill(
     ],
     ids=lambda value: json.dumps(value)[:50],
 )
-async def test_an_attempt_that_failed_for_good_is_billed_only_if_it_said_something(
+async def test_an_attempt_that_failed_for_good_is_billed_only_if_text_came(
     shared_stack: Stack, behaviour: dict[str, Any], code: str, is_used: bool
 ) -> None:
     shared_stack.model.script({**behaviour, "times": None})
@@ -122,7 +122,7 @@ async def test_an_attempt_that_failed_for_good_is_billed_only_if_it_said_somethi
     assert (rows[-1]["estimated"], rows[-1]["input_tokens"] > 0) == (is_used, is_used)
 
 
-async def test_a_cancelled_answer_is_billed_by_what_it_said(shared_stack: Stack) -> None:
+async def test_a_cancelled_answer_is_billed_by_its_text(shared_stack: Stack) -> None:
     stack = shared_stack
     stack.model.script({"pieces": ["하나 둘 셋", "뒤"], "after": 1, "hold": "never"})
     job = await stack.ask("질문")
@@ -155,7 +155,7 @@ async def test_the_row_names_the_model_that_answered(stack: Stack) -> None:
     assert (charge["model"], charge["outcome"], charge["attempt"]) == ("second", "done", 1)
 
 
-async def test_a_kill_in_the_middle_costs_what_had_been_said(stack: Stack) -> None:
+async def test_a_kill_in_the_middle_costs_the_published_text(stack: Stack) -> None:
     worker = await stack.start_worker(PROTOSTAR_LEASE="1", **NO_REINDEX)
     stack.model.script({"pieces": ["하나 둘 셋 넷", "뒤"], "after": 1, "hold": "crash"}, {"pieces": ["네."]})
     job = await stack.ask("질문")
@@ -210,7 +210,7 @@ async def test_a_zombie_completes_its_own_row_and_no_other(stack: Stack) -> None
 @pytest.mark.parametrize(
     ("tokens_used", "cost"), [(321, 1e300), (321, -1), (321, "many"), (321, 12_345_678.5), (10**12, 0.5), (1e300, 0.5)]
 )
-async def test_any_number_a_provider_says_leaves_the_answer_alone(
+async def test_any_number_of_a_provider_leaves_the_answer_intact(
     shared_stack: Stack, tokens_used: float, cost: Any
 ) -> None:
     usage = {"prompt_tokens": tokens_used, "completion_tokens": 7, "total_tokens": tokens_used, "cost": cost}
@@ -222,7 +222,7 @@ async def test_any_number_a_provider_says_leaves_the_answer_alone(
     assert charge["cost"] is None or charge["cost"] == cost
 
 
-async def test_a_finish_reason_and_a_model_name_of_any_length_leave_the_answer_alone(shared_stack: Stack) -> None:
+async def test_a_finish_reason_of_any_length_leaves_the_answer_intact(shared_stack: Stack) -> None:
     reason = "because\x00" + "x" * 80
     shared_stack.model.script({"pieces": ["네."], "finish_reason": reason})
     job_id = await ended(shared_stack)
@@ -304,7 +304,7 @@ async def test_answers_at_once_are_counted_over_all_sessions_and_let_go(stack: S
     assert (await stack.events(await ended(stack, user=user, session="c")))[-1]["type"] == "done"
 
 
-async def test_two_at_once_cant_both_pass(stack: Stack) -> None:
+async def test_two_answers_cannot_both_take_the_last_place(stack: Stack) -> None:
     for _ in range(2):
         await stack.start_worker(PROTOSTAR_USER_ANSWERS_AT_ONCE="1", **NO_REINDEX)
     for number in range(10):
@@ -343,7 +343,7 @@ async def test_a_dead_workers_row_does_not_block_once_its_job_is_taken_over(stac
     assert text_of(await stack.events(await ended(stack, user=user, session="other"))) == "다음 답."
 
 
-async def test_an_open_row_that_nobody_takes_over_blocks_no_longer_than_a_job_may_take(stack: Stack) -> None:
+async def test_an_open_row_without_a_worker_blocks_no_longer_than_a_job_may_take(stack: Stack) -> None:
     await stack.start_worker(PROTOSTAR_USER_ANSWERS_AT_ONCE="1", PROTOSTAR_JOB_TIMEOUT="60", **NO_REINDEX)
     user = str(uuid4())
     stack.model.script({"pieces": ["하나."]}, {"pieces": ["둘."]})

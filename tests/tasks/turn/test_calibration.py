@@ -1,4 +1,4 @@
-"""Tokens of models whose encoding is not known: the count follows what their providers say, and is not led astray."""
+"""Tokens of models with an unknown encoding: the count follows the reported usage and ignores wrong reports."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_factor_is_never_below_the_margin_over_the_largest_recent_ratio(said
     assert LEAST_RATIO <= factor <= MOST_RATIO * MARGIN
 
 
-def test_what_cannot_be_the_prompts_size_is_not_believed() -> None:
+def test_a_size_that_cannot_be_the_prompts_is_ignored() -> None:
     assert after(0.0, 0.49, 0.3) == TokenRatio()  # cached tokens left out
     assert after(900.0).factor == MOST_RATIO * MARGIN  # images, say
     short = LEAST_TOKENS - 1
@@ -82,7 +82,7 @@ def test_ratios_are_the_same_after_a_line_of_text(said: list[float]) -> None:
 
 
 @pytest.mark.parametrize("line", ["", "what?", "1.1 x", "nan", "0", "-1 2", "1e9", "inf", " "])
-def test_a_line_that_holds_no_ratios_is_that_of_an_unknown_model(line: str) -> None:
+def test_a_line_without_ratios_is_that_of_an_unknown_model(line: str) -> None:
     assert TokenRatio.parse(line) == TokenRatio()
 
 
@@ -153,7 +153,7 @@ async def test_a_ratio_is_shared_with_other_workers_and_kept_when_they_are_gone(
     assert (await TokenRatios(redis, UNKNOWN, "another").count()).factor == START
 
 
-async def test_what_two_workers_learn_at_the_same_time_is_kept_of_both(redis: Redis) -> None:
+async def test_ratios_that_two_workers_learn_at_the_same_time_are_both_kept(redis: Redis) -> None:
     workers = [TokenRatios(redis, UNKNOWN, "m") for _ in range(2)]
     for worker, said in zip(workers, (1_900, 1_100), strict=True):
         await worker.count()
@@ -183,7 +183,7 @@ async def test_without_redis_the_count_goes_on(redis: Redis) -> None:
     assert await factor_after(ratios) == pytest.approx(1.5 * MARGIN)
 
 
-async def test_the_next_prompt_is_counted_by_what_the_last_one_really_had(stack: Stack) -> None:
+async def test_the_next_prompt_is_counted_by_the_usage_of_the_last_one(stack: Stack) -> None:
     await stack.start_worker()
     page = "가나다라 마바사. " * 3_000
     stack.model.script(

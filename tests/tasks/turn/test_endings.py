@@ -1,4 +1,4 @@
-"""Whatever happens to a job, its reader hears one ending, and it is true."""
+"""Every job publishes exactly one ending, and the ending is true."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def ending(stack: Stack, job_id: str) -> dict[str, Any]:
     ],
     ids=lambda value: str(value)[:40],
 )
-async def test_a_request_that_cannot_be_used_says_what_is_wrong_with_it(
+async def test_an_unusable_request_names_its_fault(
     shared_stack: Stack, arguments: dict[str, Any], code: str, named: str
 ) -> None:
     stack = shared_stack
@@ -74,7 +74,7 @@ async def test_a_request_that_cannot_be_used_says_what_is_wrong_with_it(
         ("read_history", {"user_uuid": str(uuid4()), "session_id": "s", "bogus": 1}, "bogus: "),
     ],
 )
-async def test_other_jobs_name_the_argument_that_is_wrong_too(
+async def test_other_jobs_name_the_wrong_argument(
     shared_stack: Stack, function: str, arguments: dict[str, Any], named: str
 ) -> None:
     job = await shared_stack.redis.enqueue_job(function, **arguments)
@@ -86,7 +86,7 @@ async def test_other_jobs_name_the_argument_that_is_wrong_too(
 @pytest.mark.parametrize(
     "wrong", [{"session": True}, {"until": True}, {"until": "0"}, {"bogus": 1}, {"session": 0}], ids=str
 )
-def test_a_roll_up_names_the_argument_that_is_wrong(wrong: dict[str, Any]) -> None:
+def test_a_roll_up_names_the_wrong_argument(wrong: dict[str, Any]) -> None:
     # Its job keeps no result that a test could read.
     [name] = wrong
     with pytest.raises(InvalidRequest, match=f"^invalid_request: {name}: "):
@@ -132,14 +132,14 @@ async def test_a_payload_of_any_bytes_ends_its_job_alone(shared_stack: Stack, pa
     assert await stack.redis.zscore("arq:queue", job_id) is None
 
 
-async def test_a_job_that_expired_in_the_queue_says_so(shared_stack: Stack) -> None:
+async def test_a_job_that_expired_in_the_queue_ends_with_an_error(shared_stack: Stack) -> None:
     job_id = uuid4().hex
     await shared_stack.redis.zadd("arq:queue", {job_id: 1})
     told = await ending(shared_stack, job_id)
     assert (told["code"], "expired" in told["message"]) == ("internal", True)
 
 
-async def test_an_unknown_function_says_which_there_are(shared_stack: Stack) -> None:
+async def test_an_unknown_function_ends_with_the_list_of_functions(shared_stack: Stack) -> None:
     job = await shared_stack.redis.enqueue_job("make_coffee")
     assert job is not None
     record = await shared_stack.result(job.job_id)
@@ -147,7 +147,7 @@ async def test_an_unknown_function_says_which_there_are(shared_stack: Stack) -> 
     assert "generate_chat" in record["r"]["error"]["message"]
 
 
-async def test_an_id_that_is_not_utf8_harms_nobody(shared_stack: Stack) -> None:
+async def test_an_id_that_is_not_utf8_ends_alone(shared_stack: Stack) -> None:
     await shared_stack.redis.zadd("arq:queue", {b"\xff\xfe": 1})
     shared_stack.model.script({"pieces": ["네."]})
     assert text_of(await shared_stack.events((await shared_stack.ask("살아 있나요?")).job_id)) == "네."
@@ -210,7 +210,7 @@ async def test_retry_after_is_waited_for_and_costs_no_attempt(shared_stack: Stac
     assert all(later - earlier >= 1 for earlier, later in pairwise(arrived))
 
 
-async def test_a_model_that_stalls_is_left_and_tried_again(stack: Stack) -> None:
+async def test_a_model_that_stalls_is_abandoned_and_asked_again(stack: Stack) -> None:
     await stack.start_worker(PROTOSTAR_STALL_TIMEOUT="0.5", PROTOSTAR_FIRST_TOKEN_TIMEOUT="0.5")
     stack.model.script({"pieces": ["반"], "after": 1, "fault": "keep_alive"}, {"fault": "stall"}, {"pieces": ["네."]})
     job = await stack.ask("질문")
@@ -233,7 +233,7 @@ async def test_a_fallback_model_answers_before_the_first_token(stack: Stack) -> 
     assert (await job.result(timeout=10))["model"] == "third"
 
 
-async def test_what_a_fallback_model_has_said_when_it_is_cancelled_is_that_models(stack: Stack) -> None:
+async def test_a_cancelled_answer_names_the_fallback_model_that_wrote_it(stack: Stack) -> None:
     await stack.start_worker(PROTOSTAR_FALLBACK_MODELS="second")
     stack.model.script(
         {"model": "test-model", "status": 503},
@@ -350,7 +350,7 @@ async def test_keys_of_a_wrong_type_stop_their_own_job_alone(shared_stack: Stack
     assert text_of(await stack.events((await stack.ask("질문")).job_id)) == "들리는 답."
 
 
-async def test_half_a_surrogate_pair_is_told_like_any_other_mistake(shared_stack: Stack) -> None:
+async def test_half_a_surrogate_pair_is_reported_like_any_other_fault(shared_stack: Stack) -> None:
     job_id = uuid4().hex
     payload = r'{"t":null,"f":"generate_chat","a":[],"k":{"user_uuid":"\ud800","session_id":"\ud800"},"et":1}'
     await shared_stack.redis.set(f"arq:job:{job_id}", payload)
@@ -360,7 +360,7 @@ async def test_half_a_surrogate_pair_is_told_like_any_other_mistake(shared_stack
 
 
 @pytest.mark.parametrize("et", ["1e400", "-1", "1795357173204000000", str(2**70), "null", '"now"', "NaN"])
-async def test_a_time_that_is_none_is_not_minded(shared_stack: Stack, et: str) -> None:
+async def test_an_enqueue_time_that_is_not_a_time_is_ignored(shared_stack: Stack, et: str) -> None:
     stack, job_id = shared_stack, uuid4().hex
     stack.model.script({"pieces": ["네."]})
     arguments = json.dumps({"user_uuid": str(uuid4()), "session_id": "s", "content": "질문"})
@@ -371,7 +371,7 @@ async def test_a_time_that_is_none_is_not_minded(shared_stack: Stack, et: str) -
 
 
 @pytest.mark.parametrize("score", [0, -5, "-inf", "+inf"])
-async def test_a_score_that_is_no_time_is_now(shared_stack: Stack, score: Any) -> None:
+async def test_a_score_that_is_not_a_time_means_now(shared_stack: Stack, score: Any) -> None:
     stack, job_id = shared_stack, uuid4().hex
     stack.model.script({"pieces": ["네."]})
     arguments = json.dumps({"user_uuid": str(uuid4()), "session_id": "s", "content": "질문"})

@@ -301,7 +301,7 @@ WHERE user_uuid = $1 AND role = 'assistant' ORDER BY messages.id
 """
 
 
-async def test_turns_that_a_page_crowds_out_are_rolled_up_and_others_not(stack: Stack) -> None:
+async def test_turns_that_a_page_displaces_are_rolled_up_and_others_are_not(stack: Stack) -> None:
     _, user = await logged_session(stack, turns=60)
     await stack.start_worker(**NO_REINDEX)
     script_roll_ups(stack)
@@ -315,7 +315,7 @@ async def test_turns_that_a_page_crowds_out_are_rolled_up_and_others_not(stack: 
     assert "번개" in move["summary"]
 
 
-async def test_a_worker_killed_in_a_roll_up_leaves_one_to_effect(stack: Stack) -> None:
+async def test_a_roll_up_takes_effect_once_where_its_worker_is_killed(stack: Stack) -> None:
     _, user = await logged_session(stack, turns=80)
     worker = await stack.start_worker(**NO_REINDEX, PROTOSTAR_LEASE="2")
     script_roll_ups(stack, hold="roll-up")
@@ -331,7 +331,7 @@ async def test_a_worker_killed_in_a_roll_up_leaves_one_to_effect(stack: Stack) -
 
 
 @pytest.mark.parametrize("rolled_up", [0, 5])
-async def test_two_roll_ups_at_once_are_one_to_effect_and_a_later_one_is_none(stack: Stack, rolled_up: int) -> None:
+async def test_of_two_roll_ups_at_once_one_takes_effect_and_a_later_one_does_not(stack: Stack, rolled_up: int) -> None:
     session, _ = await logged_session(stack, turns=30)
     if rolled_up:
         await stack.rows("UPDATE sessions SET summary = $1, summary_until = $2", OTHER, 2 * rolled_up)

@@ -1,4 +1,4 @@
-"""A prompt can be made again exactly as it was sent, whatever has changed since."""
+"""A prompt can be made again exactly as it was sent, whatever has changed since then."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ async def problem(stack: Stack, job_id: str) -> str:
     return said
 
 
-async def test_what_has_no_prompt_says_why(shared_stack: Stack) -> None:
+async def test_a_turn_without_a_prompt_names_the_reason(shared_stack: Stack) -> None:
     stack = shared_stack
     assert "there is no turn" in await problem(stack, "nobody")
     too_long = await ended(stack, "단어 " * 10_000)
@@ -189,7 +189,7 @@ async def test_what_has_no_prompt_says_why(shared_stack: Stack) -> None:
     assert "older version" in await problem(stack, job_id)
 
 
-async def test_two_answers_that_store_the_same_texts_cant_wait_for_each_other(database_url: str) -> None:
+async def test_two_answers_that_store_the_same_texts_cannot_deadlock(database_url: str) -> None:
     persona, question = sorted(("하나", "둘"), key=_hash, reverse=True)
     recipe = Recipe.of(PromptParts(persona, question, "0123456789"), [], parameters={})
     insert = "INSERT INTO prompt_texts (session_id, hash, text) VALUES ($1, $2, $3)"

@@ -83,7 +83,7 @@ async def test_a_model_that_thinks_aloud_and_sends_control_characters_is_summed_
     assert result["summary"] == "작업은 남습니다."
 
 
-async def test_a_failed_summary_hides_nothing(shared_stack: Stack) -> None:
+async def test_a_failed_summary_leaves_the_answer_readable(shared_stack: Stack) -> None:
     stack, user = shared_stack, str(uuid4())
     stack.model.script({"pieces": [ANSWER]}, {"status": 401}, {"pieces": ["네."]})
     job = await stack.ask("워커가 죽으면?", user=user)
