@@ -168,8 +168,8 @@ def read_ts(block: str) -> None:
 
 
 def read_text(block: str) -> None:
-    """What a command printed, or a drawing in characters. Only the demo's output is shown."""
-    assert block == demo_output_of_the_readme() or set(block) & set("▶▼│"), "say with which test this is compared"
+    """The demo's output, whole or with `…` for lines that are left out, or a drawing in characters."""
+    assert is_excerpt(block, demo_output()) or set(block) & set("▶▼│"), "say with which test this is compared"
 
 
 RUN: Final[dict[str, Callable[[Shell, str], Awaitable[None]]]] = {
@@ -262,21 +262,27 @@ def test_the_links_lead_somewhere() -> None:
 
 def test_the_index_names_every_page() -> None:
     named = {link.text.partition("#")[0] for link in links() if link.page == ROOT / "docs" / "README.md"}
-    assert {page.name for page in PAGES if page.parent.name == "docs"} - {"README.md"} <= named
+    pages = {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.is_relative_to(ROOT / "docs")}
+    assert pages - {"README.md"} <= named
 
 
-def demo_output_of_the_readme() -> str:
-    [printed] = [
-        block.text for block in fences() if block.page.name == "README.md" and "What to try next" in block.text
-    ]
+def demo_output() -> str:
+    """The whole output, which docs/first-steps.md shows."""
+    [printed] = [block.text for block in fences() if block.page.name == "first-steps.md" and block.kind == "text"]
     return printed
+
+
+def is_excerpt(text: str, whole: str) -> bool:
+    """Whether all lines but `…` are lines of the whole, in its order."""
+    lines = iter(without_numbers(whole))
+    return all(line == "…" or line in lines for line in without_numbers(text))
 
 
 def without_numbers(text: str) -> list[str]:
     return re.sub(r"[0-9a-f]{8}|\d+(\.\d+)?", "#", text).splitlines()
 
 
-def test_the_readme_shows_what_the_demo_prints(account: Account | None) -> None:
+def test_the_pages_show_what_the_demo_prints(account: Account | None) -> None:
     with temporary_base_folder(account) as state:
         done = subprocess.run(
             [sys.executable, "-c", DEMO, state],
@@ -287,4 +293,29 @@ def test_the_readme_shows_what_the_demo_prints(account: Account | None) -> None:
             check=False,
         )
     assert done.returncode == 0, done.stderr
-    assert without_numbers(done.stdout) == without_numbers(demo_output_of_the_readme())
+    assert without_numbers(done.stdout) == without_numbers(demo_output())
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().split()) <= 1_500
+
+
+def test_the_korean_readme_has_the_commands_of_the_english_one() -> None:
+    english, korean = (
+        {(block.kind, block.text) for block in fences() if block.page == ROOT / name}
+        for name in ("README.md", "README.ko.md")
+    )
+    assert korean == english
+
+
+def test_the_configuration_page_names_every_variable() -> None:
+    rows = [line for line in (ROOT / "docs" / "configuration.md").read_text().splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`([A-Z_]+)`", row.split("|")[1])}
+    assert named == VARIABLES
+
+
+def test_the_glossary_has_at_most_forty_terms() -> None:
+    rows = [line for line in (ROOT / "docs" / "glossary.md").read_text().splitlines() if line.startswith("| ")]
+    terms = [row.split("|")[1].strip() for row in rows[1:]]
+    assert terms == sorted(set(terms))
+    assert len(terms) <= 40
