@@ -162,10 +162,11 @@ class Allocator(Generic[P]):
         return used
 
     def _add_passages(self, allocation: Allocation[P], room: int) -> int:
-        """Add the passages that fit whole, best first; where none does, an excerpt of the best one."""
-        used = 0
+        """Add the best passage, cut to an excerpt where it does not fit whole, then all that fit whole, best first."""
+        passages = self._material.passages
+        used = self._add_excerpt(allocation, room)
         densest = 1.0
-        for passage in self._material.passages:
+        for passage in passages[1:] if used else passages:
             block = passage_block(self._tags, _part_of(passage))
             if len(block) > densest * DENSER * (room - used) and used:
                 continue
@@ -174,12 +175,12 @@ class Allocator(Generic[P]):
             if used + tokens <= room:
                 used += tokens
                 allocation.passages.append(passage)
-        return used or self._add_excerpt(allocation, room)
+        return used
 
     def _add_excerpt(self, allocation: Allocation[P], room: int) -> int:
-        if not self._material.passages:
+        best = next(iter(self._material.passages), None)
+        if best is None or self._tokens(passage_block(self._tags, _part_of(best))) <= room:
             return 0
-        best = self._material.passages[0]
         room -= self._tokens(passage_block(self._tags, _part_of(best, " ")))
         cut = excerpt(best, self._material.question, room, self._count) if room > 0 else None
         if cut is None:

@@ -104,8 +104,9 @@ def build_prompt(
         question: the user's text, never cut.
         history: the turns of the session, oldest first. The newest are kept, each whole or as its summary.
         session_summary: the summary of the turns before `history`, cut at the end of a sentence if it is too long.
-        passages: best first, kept whole. A smaller one is kept where a better one does not fit. Where none fits,
-            the best one is cut to the sentences around its best match. At least half of the room is theirs.
+        passages: best first, kept whole; a smaller one is kept where a better one does not fit. Only the best one is
+            cut, to the sentences around its best match, where it does not fit whole. At least half of the room is for
+            passages.
         page_context: the page, whole if it fits, else its start up to the end of a sentence and a note about the cut.
         context_window: the tokens of prompt and answer together.
         max_output_tokens: the answer's reserve.

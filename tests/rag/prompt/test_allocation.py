@@ -109,6 +109,20 @@ def test_passages_have_at_least_half_of_the_room(
     assert prompt.token_count <= window - 100
 
 
+def test_the_best_passage_is_cut_even_where_a_smaller_one_fits_whole() -> None:
+    prompt = build_prompt(
+        "persona",
+        QUESTION,
+        passages=[LONG, chunk("다른 이야기다. " * 3)],
+        context_window=1_000,
+        max_output_tokens=400,
+        count=COUNT,
+        tag_code=CODE,
+    )
+    assert ANSWER in prompt.passages[0].text
+    assert len(prompt.passages[0].text) > 300
+
+
 def test_a_page_that_fits_beside_few_passages_is_whole() -> None:
     page = "A sentence. " * 50
     prompt = prompt_of(page_context=page, passages=[chunk("A short passage. " * 3)], context_window=4_000)
