@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from protostar_client.contract import ChatRequest, ErrorCode, JobError
@@ -17,7 +18,7 @@ from tasks.turn.kept_answers import read_kept_answer
 from tasks.turn.open import open_turn
 from tasks.turn.request import fit_prompt, gather
 from tasks.turn.stream import stream_answer
-from tasks.turn.values import Unfinished
+from tasks.turn.values import Turn, Unfinished
 
 
 async def generate_chat(
@@ -40,8 +41,8 @@ async def generate_chat(
         ProviderError: no answer came.
         LeaseLostError: another attempt has the job.
     """
-    tools, claim = ctx["tools"], ctx["claim"]
-    await raise_recorded_ending(tools.events, claim)
+    tools = ctx["tools"]
+    await raise_recorded_ending(tools.events, ctx["claim"])
     request = ChatRequest.parse(
         {
             "user_uuid": user_uuid,
@@ -53,22 +54,10 @@ async def generate_chat(
         }
     )
     persona = _persona(tools.prompts, request)
-    turn = await open_turn(
-        request, claim, named_user=str(user_uuid), log=tools.events, raise_attempt=tools.raise_attempt
-    )
-    ctx["unfinished"] = Unfinished(turn)
-    await close_lost_charges(ctx["redis"], tools.ratios, claim)
-    if turn.stored is not None:
-        return await publish_stored(tools, turn, turn.stored)
-    if (kept := await read_kept_answer(ctx["redis"], claim)) is not None:
-        return await finish_kept(tools, ctx["redis"], turn, kept)
-    charge = OpenCharge(
-        claim, user_uuid=request.user_uuid, provider=tools.provider.name, model=tools.settings.chat_model
-    )
-    ctx["unfinished"] = Unfinished(turn, charge=charge)
-    count = await tools.ratios.count()
-    caps = Caps.of(tools.settings)
-    async with billed(charge, caps=caps, output_tokens=lambda: count(turn.events.text)):
+    turn = await _open(ctx, request, named_user=str(user_uuid))
+    if (result := await _finish_without_model(ctx, turn)) is not None:
+        return result
+    async with _caps_checked(ctx, turn) as charge:
         await tools.provider.look(tools.settings.chat_models)  # a job that has to wait publishes nothing yet
         gathered = await gather(tools, turn, persona)
         prompt = await fit_prompt(tools, turn, gathered)
@@ -84,3 +73,40 @@ def _persona(prompts: Prompts, request: ChatRequest) -> str:
     if request.mode == PAGE_CONTEXT and not request.context.strip():
         raise JobError(ErrorCode.INVALID_REQUEST, "context: mode page_context answers from it; give the page's text")
     return persona
+
+
+async def _open(ctx: Context, request: ChatRequest, *, named_user: str) -> Turn:
+    """Open the turn; from here on the failure path stores and publishes its ending."""
+    tools = ctx["tools"]
+    turn = await open_turn(
+        request, ctx["claim"], named_user=named_user, log=tools.events, raise_attempt=tools.raise_attempt
+    )
+    ctx["unfinished"] = Unfinished(turn)
+    await close_lost_charges(ctx["redis"], tools.ratios, ctx["claim"])
+    return turn
+
+
+async def _finish_without_model(ctx: Context, turn: Turn) -> dict[str, Any] | None:
+    """Finish a turn whose answer an earlier attempt has committed or kept; None for any other."""
+    if turn.stored is not None:
+        return await publish_stored(ctx["tools"], turn, turn.stored)
+    if (kept := await read_kept_answer(ctx["redis"], ctx["claim"])) is not None:
+        return await finish_kept(ctx["tools"], ctx["redis"], turn, kept)
+    return None
+
+
+@asynccontextmanager
+async def _caps_checked(ctx: Context, turn: Turn) -> AsyncIterator[OpenCharge]:
+    """Let the user's question in, and bill what its answer costs.
+
+    Raises:
+        CapReachedError: a cap of the user is reached; nothing was spent.
+    """
+    tools = ctx["tools"]
+    settings, count = tools.settings, await tools.ratios.count()
+    charge = OpenCharge(
+        ctx["claim"], user_uuid=turn.request.user_uuid, provider=tools.provider.name, model=settings.chat_model
+    )
+    ctx["unfinished"] = Unfinished(turn, charge=charge)
+    async with billed(charge, caps=Caps.of(settings), output_tokens=lambda: count(turn.events.text)):
+        yield charge
