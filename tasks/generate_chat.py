@@ -90,7 +90,8 @@ async def _finish_without_model(ctx: Context, turn: Turn) -> dict[str, Any] | No
     """Finish a turn whose answer an earlier attempt has committed or kept; None for any other."""
     if turn.stored is not None:
         return await publish_stored(ctx["tools"], turn, turn.stored)
-    if (kept := await read_kept_answer(ctx["redis"], ctx["claim"])) is not None:
+    is_first = ctx["claim"].attempt == 1
+    if not is_first and (kept := await read_kept_answer(ctx["redis"], ctx["claim"])) is not None:
         return await finish_kept(ctx["tools"], ctx["redis"], turn, kept)
     return None
 

@@ -20,12 +20,15 @@ from tasks.engine.slots import Slots
 logger = structlog.stdlib.get_logger("protostar.worker")
 
 Hook = Callable[[dict[Any, Any]], Awaitable[Any]]
-OnFailure = Callable[[dict[Any, Any], Attempt, JobError | asyncio.CancelledError], Awaitable[None]]
+OnFailure = Callable[[dict[Any, Any], Attempt, JobError | asyncio.CancelledError], Awaitable[Outcome | None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobHooks:
-    """ARQ's hooks around a job, and ours: `on_job_failure` runs before a job without a result is finished."""
+    """ARQ's hooks around a job, and ours.
+
+    `on_job_failure` runs before a job without a result is finished, and may return another outcome.
+    """
 
     on_job_start: Hook | None
     on_job_end: Hook | None
@@ -130,13 +133,12 @@ class RunningJobs:
         if self._hooks.on_job_failure is None:
             return outcome
         try:
-            await self._hooks.on_job_failure(attempt.ctx, attempt, error)
+            return await self._hooks.on_job_failure(attempt.ctx, attempt, error) or outcome
         except LeaseLostError:
             return Ending.LOST
         except Exception as problem:
             logger.exception("ending_publish_failed", job_id=attempt.job_id)
             return await self._settler.retry_ending(attempt, outcome, problem)
-        return outcome
 
     async def _run_hook(self, hook: Hook | None, attempt: Attempt) -> None:
         if hook is not None:

@@ -23,10 +23,10 @@ from tasks.billing.charges import CANCELLED, DONE, OpenCharge
 from tasks.billing.lost_charges import close_lost_charges
 from tasks.context import Tools
 from tasks.engine.attempt import Attempt
-from tasks.engine.claim import Claim, JobCancelledError, LeaseLostError
+from tasks.engine.claim import Claim, Done, JobCancelledError, LeaseLostError
 from tasks.turn.answer_events import AnswerEvents
 from tasks.turn.event_log import EventLog
-from tasks.turn.kept_answers import KeptAnswer, drop_kept_answer, keep_answer
+from tasks.turn.kept_answers import KeptAnswer, drop_kept_answer, keep_answer, read_kept_answer
 from tasks.turn.open import open_turn
 from tasks.turn.store import AnswerRecord, store_answer
 from tasks.turn.stream import estimated_usage
@@ -71,10 +71,12 @@ async def finish(tools: Tools, redis: Redis, turn: Turn, answer: StreamedAnswer)
 
 
 async def finish_kept(tools: Tools, redis: Redis, turn: Turn, kept: KeptAnswer) -> dict[str, Any]:
-    """Commit the answer of an earlier attempt that PostgreSQL had refused, then publish it from its start."""
+    """Commit an answer that PostgreSQL had refused, then publish it, as far as this attempt has not yet."""
     message = await store_answer(turn, kept.record, kept.charge)
     await drop_kept_answer(redis, turn.claim.job_id)
     tools.outbox.wake()
+    if turn.events.text == message.content:
+        return await _publish_done(turn, message)
     return await publish_stored(tools, turn, message)
 
 
@@ -108,23 +110,33 @@ async def publish_stored(tools: Tools, turn: Turn, stored: Message) -> dict[str,
     return await _publish_done(turn, stored)
 
 
-async def publish_failure(ctx: dict[Any, Any], attempt: Attempt, error: JobError | asyncio.CancelledError) -> None:
-    """Commit what there is of a job that failed or was cancelled, then publish its ending."""
+async def publish_failure(
+    ctx: dict[Any, Any], attempt: Attempt, error: JobError | asyncio.CancelledError
+) -> Done | None:
+    """Commit what there is of a job that failed or was cancelled, then publish its ending.
+
+    A job that failed while PostgreSQL refused its whole answer is done instead, once the answer is committed.
+    """
     tools: Tools = ctx["tools"]
     unfinished: Unfinished = ctx.get("unfinished", Unfinished())
     await close_lost_charges(ctx["redis"], tools.ratios, attempt.claim)
     if attempt.function not in ("", GENERATE_CHAT):
         await _complete_charge(unfinished.charge, error)
-        return
+        return None
     if await tools.events.ending(attempt.claim) is not None:
-        return
+        return None
     turn = unfinished.turn or await _reopen(tools, attempt, error)
+    if turn is not None and (kept := await read_kept_answer(ctx["redis"], attempt.claim)) is not None:
+        if isinstance(error, JobError):
+            return Done(await finish_kept(tools, ctx["redis"], turn, kept))
+        await drop_kept_answer(ctx["redis"], attempt.job_id)
     message_id = None if turn is None else await _store_unfinished(tools, turn, unfinished, error)
     events = turn.events if turn else _events_of_unopened(tools.events, attempt)
     if isinstance(error, JobError):
         await events.error(code=error.code, message=error.message)
     else:
         await events.cancelled(message_id=message_id)
+    return None
 
 
 async def _store_unfinished(tools: Tools, turn: Turn, unfinished: Unfinished, error: BaseException) -> int:

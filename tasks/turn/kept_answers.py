@@ -48,9 +48,7 @@ async def keep_answer(redis: Redis, job_id: str, answer: KeptAnswer) -> None:
 
 
 async def read_kept_answer(redis: Redis, claim: Claim) -> KeptAnswer | None:
-    """Read the answer that an earlier attempt has kept, if any."""
-    if claim.attempt == 1:
-        return None
+    """Read the answer of a job that is kept, if any."""
     try:
         async with asyncio.timeout(REDIS_TIMEOUT_S):
             value = await redis.get(keys.kept_answer(claim.job_id))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from typing import Any
 
 import asyncpg
@@ -91,6 +92,27 @@ async def test_an_answer_is_committed_by_another_worker_where_its_own_dies(stack
     assert (text_of(events), events[-1]["type"]) == (ANSWER, "done")
     await check_stored_once(stack, job.job_id, attempt=events[-1]["attempt"])
     assert (await stack.result(job.job_id))["r"]["content"] == ANSWER
+
+
+async def test_a_job_that_times_out_while_its_answer_is_refused_is_done_once_it_is_committed(stack: Stack) -> None:
+    await refuse_answers(stack, "53100")
+    worker = await stack.start_worker(PROTOSTAR_JOB_TIMEOUT="1", **NO_REINDEX)
+    stack.model.script({"pieces": [ANSWER], "usage": USAGE})
+    job = await stack.ask("질문")
+    await until_logged(worker, "answer_kept", stack)
+    timed_out_s = time.monotonic() + 1.5
+
+    async def timed_out() -> bool:
+        return time.monotonic() > timed_out_s
+
+    await until(timed_out, "the job has timed out")
+    await write(stack, "DROP TRIGGER refuse ON messages")
+    events = await stack.events(job.job_id)
+    check_order(events)
+    assert (text_of(events), events[-1]["type"]) == (ANSWER, "done")
+    await check_stored_once(stack, job.job_id, attempt=events[-1]["attempt"])
+    record = await stack.result(job.job_id)
+    assert (record["s"], record["r"]["content"]) == (True, ANSWER)
 
 
 @pytest.mark.parametrize(
