@@ -104,18 +104,22 @@ class CorpusSettings(DatabaseSettings, ChunkingSettings):
     openrouter_base_url: SecretStr | None = Field(None, validation_alias="OPENROUTER_BASE_URL")
     embedding_model: str = ""
     vector_search: Literal["auto", "exact"] = "auto"
+    rerank_model: str = ""
+    rerank_base_url: SecretStr | None = None
+    rerank_api_key: SecretStr | None = None
+    rerank_threshold: float | None = Field(None, allow_inf_nan=False)
     corpus_dir: Path = Path("corpus")
     corpus_ignore: Annotated[tuple[str, ...], NoDecode] = ()
     max_file_mb: int = Field(64, ge=1, le=1_048_576)
 
-    @field_validator("openai_base_url", "openrouter_base_url")
+    @field_validator("openai_base_url", "openrouter_base_url", "rerank_base_url")
     @classmethod
     def _base_url(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and (problem := problem_of_base_url(value.get_secret_value())):
             raise ValueError(problem)
         return value
 
-    @field_validator("openai_api_key", "openrouter_api_key")
+    @field_validator("openai_api_key", "openrouter_api_key", "rerank_api_key")
     @classmethod
     def _key_fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
         key = value.get_secret_value() if value is not None else ""
@@ -130,6 +134,11 @@ class CorpusSettings(DatabaseSettings, ChunkingSettings):
     @classmethod
     def _split_patterns(cls, value: object) -> object:
         return _split_at_commas(value)
+
+    def _conflicts(self) -> Iterator[str]:
+        yield from super()._conflicts()
+        if bool(self.rerank_model) != (self.rerank_base_url is not None):
+            yield "PROTOSTAR_RERANK_MODEL and PROTOSTAR_RERANK_BASE_URL belong together; set both or neither"
 
     @property
     def max_file_bytes(self) -> int:

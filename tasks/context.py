@@ -14,6 +14,7 @@ from rag.analysis.synonyms import SynonymsFile
 from rag.corpus.tokens import TokenCounter
 from rag.prompt.modes import Prompts
 from rag.providers.embedder import Embedder
+from rag.search.rerank import Reranker
 from tasks.engine.claim import Claim
 from tasks.engine.queue import Queue
 from tasks.gate.gated_provider import GatedProvider
@@ -31,6 +32,7 @@ class Tools:
     database: BaseDBAsyncClient
     provider: GatedProvider
     embedder: Embedder | None
+    reranker: Reranker | None
     prompts: Prompts
     synonyms: SynonymsFile
     tokens: TokenCounter

@@ -20,6 +20,7 @@ from rag.prompt.budget import Count
 from rag.prompt.modes import Prompts, PromptsError, load_prompts
 from rag.providers import FatalProviderError, Provider, provider_from
 from rag.providers.embedder import make_embedder
+from rag.search.rerank import make_reranker
 from tasks.context import Tools
 from tasks.engine.connection import StartupError
 from tasks.engine.queue import Queue
@@ -95,12 +96,16 @@ async def _make_tools(settings: Settings, redis: ArqRedis, queue: Queue, stack: 
     stack.push_async_callback(outbox.close)
     events = EventLog(redis, owner=queue.owner, ttl_s=settings.event_ttl)
     stack.push_async_callback(events.close)
+    reranker = make_reranker(settings)
+    if reranker is not None:
+        stack.push_async_callback(reranker.close)
     gated = GatedProvider(provider, _make_gate(settings, redis, queue.owner, provider))
     return Tools(
         settings=settings,
         database=database,
         provider=gated,
         embedder=make_embedder(settings, provider=gated),
+        reranker=reranker,
         prompts=prompts,
         synonyms=SynonymsFile(settings.corpus_dir),
         tokens=tokens,

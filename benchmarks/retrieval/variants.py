@@ -1,7 +1,7 @@
 """Question-page pairs of three trades, and other ways to ask each question, derived by code.
 
-A line of `invariance/*.txt` is a page and its questions: `title|text|question|question`. In a question `{은}`, `{을}`
-and `{이}` stand for a particle, `{나요}` for an ending.
+A line of `invariance_pages/*.txt` is a page and its questions: `title|text|question|question`. In a question `{은}`,
+`{을}` and `{이}` stand for a particle, `{나요}` for an ending.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-FOLDER: Final = Path(__file__).with_name("invariance")
+FOLDER: Final = Path(__file__).with_name("invariance_pages")
 CORPORA: Final = ("hospital", "software", "city")
 ORIGINAL: Final = "original"
 FOLLOW_UP: Final = "follow-up in a session"

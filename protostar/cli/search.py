@@ -115,9 +115,14 @@ async def _answers(settings: CorpusSettings, asked: _Asked) -> AsyncIterator[tup
     from rag.analysis.synonyms import read_synonyms
     from rag.providers.embedder import embedding
     from rag.search.document_filter import DocumentFilter
+    from rag.search.rerank import reranking
     from rag.search.retrieve import retrieve
 
-    async with connect(settings.database_url.get_secret_value()), embedding(settings) as embedder:
+    async with (
+        connect(settings.database_url.get_secret_value()),
+        embedding(settings) as embedder,
+        reranking(settings) as reranker,
+    ):
         synonyms = await asyncio.to_thread(read_synonyms, settings.corpus_dir)
         for question in asked.questions:
             passages = await retrieve(
@@ -125,6 +130,7 @@ async def _answers(settings: CorpusSettings, asked: _Asked) -> AsyncIterator[tup
                 top_k=asked.top,
                 floor=asked.floor,
                 embedder=embedder,
+                reranker=reranker,
                 documents=DocumentFilter.of(asked.documents),
                 synonyms=synonyms,
             )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -20,6 +21,7 @@ from rag.search.document_filter import DocumentFilter
 from rag.search.fusion import dense_weight, fuse
 from rag.search.postings import Ids, Live, PostingsCache
 from rag.search.query import Query, Question
+from rag.search.rerank import CANDIDATES, Reranker
 from rag.search.scope import ScopeCache
 from rag.search.snapshot import read_chunks, read_live, snapshot
 from rag.search.vectors import VectorCache
@@ -70,6 +72,7 @@ async def retrieve(
     embedder: Embedder | None = None,
     documents: DocumentFilter = ALL_DOCUMENTS,
     synonyms: Synonyms = NO_SYNONYMS,
+    reranker: Reranker | None = None,
 ) -> list[Passage]:
     """The best passages for a question, best first; none where the corpus does not speak of it.
 
@@ -77,10 +80,39 @@ async def retrieve(
     ("그건 왜?"). Without `floor`, whatever shares a term with the question, or is near it, is given. With an
     `embedder`, vectors help to rank where the index has those of its model; where it fails, words alone decide.
     Only `documents` are searched, as if there were no others. `synonyms` are those of the corpus.
+    A `reranker` orders the best candidates; where it fails, their order stays.
     """
     asked = Question(question, history, synonyms)
     if not asked.query().weights or top_k < 1:
         return []
+    if reranker is None:
+        return await _search_index(asked, documents, embedder, top_k, floor=floor)
+    decides_floor = floor and reranker.threshold is not None
+    most = max(top_k, CANDIDATES)
+    candidates = await _search_index(asked, documents, embedder, most, floor=floor and not decides_floor)
+    texts = [f"{passage.heading}\n\n{passage.text}" for passage in candidates[:CANDIDATES]]
+    scores = await reranker.scores(asked.in_session(), texts)
+    if scores is not None:
+        return _in_order(candidates, scores, reranker.threshold if floor else None)[:top_k]
+    if decides_floor and candidates:
+        candidates = await _search_index(asked, documents, embedder, top_k, floor=True)
+    return candidates[:top_k]
+
+
+def _in_order(candidates: Sequence[Passage], scores: Mapping[int, float], threshold: float | None) -> list[Passage]:
+    """Order candidates by a reranker's scores, those without one behind the others, without those below a threshold."""
+    least = min(scores.values())
+    order = sorted(range(len(candidates)), key=lambda place: (place not in scores, -scores.get(place, 0.0), place))
+    return [
+        replace(candidates[place], score=scores.get(place, least))
+        for place in order
+        if threshold is None or scores.get(place, -math.inf) >= threshold
+    ]
+
+
+async def _search_index(
+    asked: Question, documents: DocumentFilter, embedder: Embedder | None, top_k: int, *, floor: bool
+) -> list[Passage]:
     if embedder is None:
         return await _by_words(asked, documents, top_k, floor=floor)
     return await _by_both(asked, documents, embedder, top_k, floor=floor)

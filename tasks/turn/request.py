@@ -47,6 +47,7 @@ async def gather(tools: Tools, turn: Turn, persona: str) -> Gathered:
                 request.content,
                 history=asked,
                 embedder=tools.embedder,
+                reranker=tools.reranker,
                 documents=DocumentFilter.of(request.documents),
                 synonyms=await tools.synonyms.current(),
             )

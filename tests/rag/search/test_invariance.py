@@ -1,4 +1,4 @@
-"""A question finds its page however it is written: a seeded part of the pairs of `benchmarks/retrieval/invariance`."""
+"""A question finds its page however it is written: a seeded part of the benchmark's pairs."""
 
 from __future__ import annotations
 
