@@ -14,13 +14,13 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Self
 
 from rag.corpus.markdown import Block, Kind, Metadata, read_blocks, read_front_matter
-from rag.corpus.split import best_overlap, least_overlap, split, split_run
+from rag.corpus.split import best_overlap, least_overlap, split
 from rag.corpus.tokens import PART_CHARACTERS, TokenCounter, counts_add
 
 if TYPE_CHECKING:
     from protostar.settings import ChunkingSettings
 
-CHUNKER_VERSION: Final = 2
+CHUNKER_VERSION: Final = 3
 _HEADING_CHARACTERS: Final = 200
 _BLOCK_CHARACTERS_A_TOKEN: Final = 16
 _LEAST_BLOCK_CHARACTERS: Final = 16_384
@@ -261,7 +261,7 @@ class _Packer:
                 yield from self._emit()
                 parts = [piece]
         elif len(parts) == 1:
-            texts: Sequence[str] = split_run(piece.text, self._counter, self.settings.max_tokens)
+            texts: Sequence[str] = list(self._counter.pieces(piece.text, self.settings.max_tokens))
             if len(texts) == 1:
                 # One character in the reader's eyes, of more tokens than a chunk may have: the cap wins.
                 texts = piece.text

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Final
 
-from rag.corpus.graphemes import next_boundary, previous_boundary
+from rag.corpus.graphemes import previous_boundary
 from rag.corpus.tokens import TokenCounter
 
 # From the best place to cut to the worst. A sentence ends with a stop and a space in Korean ("했다. ") as in
@@ -49,19 +49,9 @@ def split(text: str, counter: TokenCounter, limit: int, measure: Callable[[str],
     parts = []
     for part in splitter.split_text(text):
         if _LONG_RUN.search(part) and counter.count(part) > limit:
-            parts.extend(split_run(part, counter, limit))
+            parts.extend(counter.pieces(part, limit))
         else:
             parts.append(part)
-    return parts
-
-
-def split_run(text: str, counter: TokenCounter, limit: int) -> list[str]:
-    """Cut a run without separators between its characters, into parts of at most `limit` tokens if one has no more."""
-    parts = []
-    while text:
-        part = counter.head(text, limit) or text[: next_boundary(text, 1)]
-        parts.append(part)
-        text = text[len(part) :]
     return parts
 
 

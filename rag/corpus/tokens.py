@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Final
 
@@ -69,6 +70,19 @@ class TokenCounter:
     def head(self, text: str, tokens: int) -> str:
         """The longest beginning of `text` with at most `tokens` tokens, cut between characters."""
         return text[: self._cut(text, tokens, from_end=False)]
+
+    def pieces(self, text: str, tokens: int) -> Iterator[str]:
+        """Cut `text` between characters into pieces of at most `tokens` tokens; a character with more is one piece."""
+        for part in _parts(text):
+            _, offsets = self._encoding.decode_with_offsets(self._encoding.encode_ordinary(part))
+            start = 0
+            while start < len(part):
+                after = bisect_left(offsets, start) + tokens
+                end = previous_boundary(part, offsets[after]) if after < len(offsets) else len(part)
+                size = self._fit(part[start:end], end - start, tokens, from_end=False)
+                size = size or next_boundary(part, start + 1) - start
+                yield part[start : start + size]
+                start += size
 
     def tail(self, text: str, tokens: int) -> str:
         """The longest end of `text` with at most `tokens` tokens, cut between characters."""

@@ -74,6 +74,24 @@ def test_head_and_tail_fit_and_are_ends_of_the_text(text: str, tokens: int) -> N
     assert counter.count(tail) <= tokens
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.sampled_from(["가", "나다", "x", "1,", "👩\u200d👧", "e\u0301", "🇰🇷", " ", "漢"]), max_size=60).map(
+        "".join
+    ),
+    st.integers(1, 12),
+)
+def test_pieces_are_the_text_cut_between_characters_within_the_limit(text: str, tokens: int) -> None:
+    counter = TokenCounter("gpt-4o")
+    pieces = list(counter.pieces(text, tokens))
+    assert "".join(pieces) == text
+    place = 0
+    for piece in pieces:
+        place += len(piece)
+        assert is_boundary(text, place)
+        assert counter.count(piece) <= tokens or len(regex.findall(r"\X", piece)) == 1
+
+
 def test_head_does_not_break_a_character_that_readers_see_as_one() -> None:
     text = "가족 👩‍👩‍👧‍👦 입니다"
     counter = TokenCounter("gpt-4o")
