@@ -1,4 +1,4 @@
-"""The one way to run a transaction."""
+"""Runs transactions: with retries, each attempt in an asyncio task of its own."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ async def transact(
 
 
 def _forget_row(error: BaseException | None) -> None:
-    """Take out of PostgreSQL's complaint the row it quotes: logs print it, and a row may be what somebody said."""
+    """Remove the quoted row from a PostgreSQL error: logs print it, and a row may be a user's message."""
     while error is not None:
         if isinstance(error, asyncpg.PostgresError):
             error.detail = None

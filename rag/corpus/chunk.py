@@ -42,9 +42,9 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class ChunkSettings:
-    """How to cut: tokens of a chunk, tokens that neighbours share, and the model whose tokens they are.
+    """How to cut: tokens of a chunk, tokens that neighbours share, and the model that counts them.
 
-    With `morphemes` those of a chunk's Korean words are indexed too (`rag.analysis.morphemes`).
+    With `morphemes`, the morphemes of Korean words are indexed too (`rag.analysis.morphemes`).
     """
 
     max_tokens: int
@@ -54,7 +54,7 @@ class ChunkSettings:
 
     @classmethod
     def of(cls, settings: ChunkingSettings) -> Self:
-        """Those of the environment."""
+        """The settings of the environment."""
         return cls(settings.chunk_tokens, settings.chunk_overlap, settings.chat_model, settings.morphemes == "kiwi")
 
     def __post_init__(self) -> None:
@@ -96,14 +96,14 @@ def _cut_body(body: Iterable[str], start: int, metadata: Metadata, settings: Chu
 
 
 class _Outline:
-    """The path of headings at the reader's place."""
+    """The path of headings at the present position."""
 
     def __init__(self, title: str) -> None:
         self._title = title.strip()
         self._path: list[tuple[int, str]] = []
 
     def enter(self, heading: Block) -> str:
-        """Go to a heading; the path there."""
+        """Enter a heading; returns its path."""
         self._path = [(level, title) for level, title in self._path if level < heading.level]
         self._path.append((heading.level, heading.title))
         titles = [title[:_HEADING_CHARACTERS] for _, title in self._path if title]
@@ -114,7 +114,7 @@ class _Outline:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Text that is not cut further unless it must be; `tokens` is its count alone, an estimate unless `is_exact`."""
+    """Text that is cut further only if it does not fit; `tokens` is an estimate unless `is_exact`."""
 
     text: str
     tokens: int
@@ -148,23 +148,23 @@ class _Packer:
 
     @property
     def has_body(self) -> bool:
-        """Whether the open chunk holds something new that is no heading."""
+        """Whether the open chunk holds new text that is not a heading."""
         return any(piece.is_body for piece in self._pieces)
 
     @property
     def holds_only_headings(self) -> bool:
-        """Whether the open chunk waits for the body of its headings."""
+        """Whether the open chunk has headings and no body yet."""
         return not self.has_body and any(piece.kind is Kind.HEADING for piece in self._pieces)
 
     def add(self, block: Block) -> Iterator[Chunk]:
-        """Add a block; the chunks that are full."""
+        """Add a block; yields the chunks that it fills."""
         if not self._pieces:
             self._start = block.start
         for piece in self._cut_block(block):
             yield from self._place(piece)
 
     def end_section(self) -> Iterator[Chunk]:
-        """The last chunk of the section; the next one shares nothing with it."""
+        """Yield the last chunk of the section; the next section shares no text with it."""
         while any(not piece.is_shared and not piece.text.isspace() for piece in self._pieces):
             yield from self._emit(is_last=True)
         self._pieces, self._tokens = [], 0
@@ -236,7 +236,7 @@ class _Packer:
         return piece.tokens + least_overlap(self.settings.overlap) > self.settings.max_tokens
 
     def _lead(self, piece: _Piece, least: int) -> _Piece | None:
-        """The beginning of a whole piece that can end the open chunk, so that the next shares it and keeps it whole."""
+        """The beginning of a whole piece, to end the open chunk: the next one overlaps it and has the piece whole."""
         room = min(self.settings.max_tokens - self._tokens - 1, self.settings.overlap)
         if not piece.is_whole or room < least:
             return None
@@ -252,7 +252,7 @@ class _Packer:
         self._restart(start, "")
 
     def _place_split(self, piece: _Piece) -> Iterator[Chunk]:
-        """Cut a piece that does not fit behind its headings; only headings that fill a chunk stay alone."""
+        """Cut a piece that does not fit after its headings; only headings that fill a chunk stay alone."""
         room = self.settings.max_tokens - self._tokens
         parts = list(self._split(piece.text, piece.tokens, max(min(room, piece.tokens) // 2, _LEAST_ROOM // 2)))
         if self._pieces and (piece.kind is Kind.HEADING or room < _LEAST_ROOM or len(parts) == 1):
@@ -263,14 +263,14 @@ class _Packer:
         elif len(parts) == 1:
             texts: Sequence[str] = list(self._counter.pieces(piece.text, self.settings.max_tokens))
             if len(texts) == 1:
-                # One character in the reader's eyes, of more tokens than a chunk may have: the cap wins.
+                # One visible character has more tokens than a chunk may have: the cap wins.
                 texts = piece.text
             parts = [_Piece(text, self._counter.count(text)) for text in texts]
         for part in parts:
             yield from self._place(part)
 
     def _squeeze(self, piece: _Piece, room: int) -> list[_Piece]:
-        """Cut a piece where its beginning still fits behind the headings; nothing if not even a word does."""
+        """Cut a piece where its beginning still fits after the headings; returns nothing if no word fits."""
         for tokens in range(room, 0, -1):
             start = self._counter.head(piece.text, tokens)
             if not start.strip():
@@ -289,7 +289,7 @@ class _Packer:
         self._restart(self._start + len(shared) - len(kept), kept)
 
     def _emit(self, *, is_last: bool = False) -> Iterator[Chunk]:
-        """Close the open chunk; what the next one shares with it stays open, unless this is the section's last."""
+        """Yield the open chunk and start the next one with the overlap, unless this is the last of the section."""
         tokens, spare = self._take_spare()
         raw = "".join(piece.text for piece in self._pieces)
         text = raw.strip()
@@ -304,7 +304,7 @@ class _Packer:
             yield from self._place(piece)
 
     def _take_spare(self) -> tuple[int, list[_Piece]]:
-        """Take the last pieces off an open chunk that has too many tokens: where pieces meet, counts do not add up.
+        """Take the last pieces off an open chunk with too many tokens: counts of adjoining pieces do not always add up.
 
         Returns the chunk's exact count and the pieces taken off.
         """
@@ -340,6 +340,6 @@ class _Packer:
 
 
 def _estimate(text: str, tokens: int) -> Callable[[str], int]:
-    """How many of a text's tokens a part of it has, by its bytes: Korean and English have about as many a byte."""
+    """Estimate a part's tokens by its share of the bytes: Korean and English have about as many tokens a byte."""
     size = len(text.encode())
     return lambda part: -(-tokens * len(part.encode()) // size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -23,7 +24,7 @@ _METADATA_PAIR = re.compile(r"(title|date|tags)\s*:\s*(.*)$", re.IGNORECASE)
 
 
 class Kind(Enum):
-    """What a block is; only headings, fences and tables are treated apart."""
+    """The kind of a block; all but headings, code blocks and tables is text."""
 
     HEADING = "heading"
     FENCE = "fence"
@@ -33,7 +34,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A stretch of a file, its blank lines after it included: `start` counts characters from the file's start."""
+    """A part of a file with the blank lines after it; `start` counts characters from the start of the file."""
 
     kind: Kind
     start: int
@@ -44,7 +45,7 @@ class Block:
 
 @dataclass(slots=True)
 class Metadata:
-    """What the front matter says. `title` may be empty."""
+    """The front matter. `title` may be empty."""
 
     title: str = ""
     date: str = ""
@@ -54,8 +55,8 @@ class Metadata:
 def read_front_matter(parts: Iterable[str]) -> tuple[Metadata, int, Iterator[str]]:
     """Take the front matter off a text that arrives in parts.
 
-    Returns what it says, the characters it takes, and the parts of the body. A text that only looks as if it
-    began with front matter (a rule between paragraphs) has none.
+    Returns the metadata, the length of the front matter in characters, and the parts of the body. A rule between
+    paragraphs is not front matter.
     """
     rest = iter(parts)
     head = ""
@@ -102,7 +103,7 @@ def _title(text: str) -> str:
 
 
 def _unquote(value: str) -> str:
-    value = value.strip()
+    value = unicodedata.normalize("NFC", value.strip())
     return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'" else value
 
 
@@ -212,7 +213,8 @@ class _Reader:
 
     def _name(self, level: int, title: str) -> None:
         """Make the open block a heading, to which only blank lines are added."""
-        self._kind, self._level, self._title, self._ended = Kind.HEADING, level, title, True
+        self._kind, self._level, self._ended = Kind.HEADING, level, True
+        self._title = unicodedata.normalize("NFC", title)
 
     def _is_one_line(self) -> bool:
         return self._kind is Kind.TEXT and len(self._lines) == 1 and not self._ended and bool(self._lines[0].strip())

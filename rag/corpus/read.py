@@ -1,4 +1,4 @@
-"""Read a file in bounded memory: what it is, and its text in blocks."""
+"""Reads a file in bounded memory: its hash, its encoding, and its text in blocks."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ class UnreadableFileError(Exception):
 
 
 def storable(text: str) -> str:
-    """The text with U+FFFD for what no database takes: NUL, and lone surrogates (a file name may hold such)."""
+    """Replace what PostgreSQL can't store by U+FFFD: NUL, and lone surrogates (which a file name may have)."""
     return _UNSTORABLE.sub("\ufffd", text)
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """The content of one file: what it is, and its text in blocks.
+    """The content of one file: its hash, its encoding, and its text in blocks.
 
-    The text is the decoded file without its byte order mark, newlines untouched; NUL and lone surrogates, which
-    no database takes, are U+FFFD. Offsets count the characters (code points) of this text.
+    The text is the decoded file without its byte order mark, newlines untouched; NUL and lone surrogates are
+    U+FFFD. Offsets count the characters (code points) of this text. It is not normalised, so that a chunk is exactly
+    the file's characters; titles, headings, search terms and texts to embed are in NFC.
     """
 
     content_hash: str
@@ -69,7 +70,7 @@ def open_content(location: Path | str) -> Content:
     """Hash a file and find its encoding: UTF-8, UTF-16 with a byte order mark, or CP949.
 
     Raises:
-        UnreadableFileError: it can't be read, is no regular file, or is in none of these encodings.
+        UnreadableFileError: it can't be read, is not a regular file, or is in none of these encodings.
     """
     digest = hashlib.sha256()
     first = next(_read_blocks(location), b"")
@@ -96,7 +97,7 @@ def _read_blocks(location: Path | str) -> Iterator[bytes]:
         descriptor = os.open(location, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb", buffering=0) as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise UnreadableFileError("is no regular file")
+                raise UnreadableFileError("is not a regular file")
             while block := file.read(_BLOCK_BYTES):
                 yield block
     except OSError as error:

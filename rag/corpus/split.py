@@ -1,4 +1,4 @@
-"""Cut text that does not fit into one chunk, and find where an overlap should begin."""
+"""Cuts text that does not fit into one chunk, and finds where an overlap begins."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 from rag.corpus.graphemes import previous_boundary
 from rag.corpus.tokens import TokenCounter
 
-# From the best place to cut to the worst. A sentence ends with a stop and a space in Korean ("했다. ") as in
+# The places to cut, best first. A sentence ends with a stop and a space in Korean ("했다. ") as in
 # English, and without a space in Chinese and Japanese.
 _SENTENCE_END: Final = r"[.!?]{1,16}+[\"'”’)\]]{0,16}+\s+|[。！？…]+[」』”’）]*\s*"
 _SEPARATORS: Final = (r"\n[ \t\r]*\n\s*", r"\n", _SENTENCE_END, r"[,;:]\s+|[、，；：·]\s*", r"\s+")
@@ -24,14 +24,14 @@ _MOST: Final = 1.5
 
 
 def least_overlap(overlap: int) -> int:
-    """The fewest tokens to share so that the shared text surely has half of `overlap`."""
+    """The number of shared tokens that guarantees at least half of `overlap`."""
     return -(-overlap * 6 // 10)
 
 
 def split(text: str, counter: TokenCounter, limit: int, measure: Callable[[str], int]) -> list[str]:
     """Cut `text` into parts of about `limit` tokens at most, between sentences or words where it has them.
 
-    The parts joined are the text. `measure` tells roughly how many tokens a part has, so a part can have more.
+    The joined parts are the text. `measure` estimates the tokens of a part, so a part can have more.
     """
     # Imported here, because it takes 0.15 s, and what only searches does not cut.
     from langchain_text_splitters import RecursiveCharacterTextSplitter
@@ -46,7 +46,7 @@ def split(text: str, counter: TokenCounter, limit: int, measure: Callable[[str],
         # It measures every sentence several times.
         length_function=cache(measure),
     )
-    parts = []
+    parts: list[str] = []
     for part in splitter.split_text(text):
         if _LONG_RUN.search(part) and counter.count(part) > limit:
             parts.extend(counter.pieces(part, limit))
@@ -56,9 +56,9 @@ def split(text: str, counter: TokenCounter, limit: int, measure: Callable[[str],
 
 
 def best_overlap(text: str, counter: TokenCounter, overlap: int) -> int:
-    """Where in `text` the part begins that the next chunk shares: about `overlap` tokens before the end.
+    """Find where the overlap with the next chunk begins: about `overlap` tokens before the end of `text`.
 
-    The best separator within reach wins, of several the one that is nearest. `len(text)` is: share nothing.
+    The best kind of separator within reach wins, then the nearest. Returns `len(text)` for no overlap.
     """
     if overlap <= 0:
         return len(text)

@@ -1,4 +1,4 @@
-"""The one token counter: exact for OpenAI's encodings, offline, safe for text of any shape."""
+"""Counts tokens exactly for OpenAI's encodings, offline, in linear time for text of any shape."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rag.corpus.graphemes import next_boundary, previous_boundary
 
 # tiktoken matches a whole text with one regular expression whose cost and stack explode on huge runs.
 PART_CHARACTERS: Final = 50_000
-# A cut looks at no more text than this for every token it may keep; a longer text is looked at again.
+# Characters that a cut encodes for each token that it may keep; if they are too few, it encodes more.
 _CHARACTERS_A_TOKEN: Final = 6
 _CHARACTERS_A_WIDE_TOKEN: Final = 4
 
@@ -27,10 +27,10 @@ _REMEMBERED_ENDS: Final = 4096
 
 
 class TokenCounter:
-    """Counts the tokens of one model's texts, or of those of an encoding by its name.
+    """Counts the tokens of texts for a model, or for an encoding by its name.
 
-    Special tokens in a text (`<|endoftext|>`) are plain text. `exact` tells whether the model's encoding is
-    known; if not, `o200k_base` stands in and the caller should keep a margin.
+    Special tokens in a text (`<|endoftext|>`) count as plain text. Where `exact` is false, the model's encoding is not
+    known: `o200k_base` is used, and the caller should keep a margin.
     """
 
     def __init__(self, model: str) -> None:
@@ -51,12 +51,12 @@ class TokenCounter:
         return sum(len(encode(part)) for part in _parts(text))
 
     def count_stripped(self, text: str, tokens: int) -> int:
-        """The number of tokens of `text.rstrip()`, where `text`, which is of one part, has `tokens`."""
+        """The number of tokens of `text.rstrip()`, given that `text` has `tokens` and at most `PART_CHARACTERS`."""
         stripped = text.rstrip()
         word = stripped.rstrip(_PUNCTUATION)
         if len(stripped) == len(text) or not word or not _ENDS_WORD.match(word[-1]):
             return tokens if len(stripped) == len(text) else self.count(stripped)
-        # Marks and white space after a word are cut from it whatever it is.
+        # Every encoding separates punctuation and white space from the word before.
         return tokens - self._count_end(text[len(word) :]) + self._count_end(stripped[len(word) :])
 
     def _count_end(self, text: str) -> int:
@@ -90,7 +90,7 @@ class TokenCounter:
         return text[len(text) - size :] if size else ""
 
     def tail_starts(self, text: str, sizes: Sequence[int]) -> list[int]:
-        """For each of `sizes`, where the last so many tokens of `text` begin, give or take a character's tokens."""
+        """For each of `sizes`, the start of the last so many tokens of `text`, moved to the next whole character."""
         most = max(sizes)
         window = text[-most * _CHARACTERS_A_TOKEN :]
         if not window.isascii():
@@ -110,7 +110,7 @@ class TokenCounter:
         return self._encoding.encode_ordinary(text) if len(text) <= PART_CHARACTERS else []
 
     def _cut(self, text: str, tokens: int, *, from_end: bool) -> int:
-        """How many characters of one end of `text` make at most `tokens` tokens."""
+        """The number of characters at one end of `text` that have at most `tokens` tokens."""
         if tokens <= 0:
             return 0
         encoding = self._encoding
@@ -128,7 +128,7 @@ class TokenCounter:
         return self._fit(part, size, tokens, from_end=from_end)
 
     def _fit(self, text: str, size: int, tokens: int, *, from_end: bool) -> int:
-        """Shrink a cut until its text, counted alone, has at most `tokens` tokens and ends at a boundary."""
+        """Shrink a cut until its text alone has at most `tokens` tokens and ends at a boundary."""
         while size > 0:
             at = len(text) - size if from_end else size
             at = next_boundary(text, at) if from_end else previous_boundary(text, at)
@@ -140,9 +140,9 @@ class TokenCounter:
 
 
 def counts_add(before: str, after: str) -> bool:
-    """Whether `before + after` surely has as many tokens as the two have together.
+    """Whether the tokens of `before + after` are certainly the sum of both counts.
 
-    Every carried encoding cuts a text into words first and ends one after the last of some line feeds, unless
+    Every carried encoding first cuts a text into words, and a word ends after the last of a row of line feeds unless
     white space or a slash follows.
     """
     return before.endswith("\n") and after[:1] != "/" and not after[:1].isspace()

@@ -1,4 +1,4 @@
-"""Walk a folder of Markdown safely: which files it has, and what it can't have any more."""
+"""Walks a folder of Markdown files, and tells which indexed files are certainly gone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class CorpusError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A file that was not indexed, by its path inside the corpus folder, and why."""
+    """A file that was not indexed: its path inside the corpus folder, and the reason."""
 
     path: str
     reason: str
@@ -44,10 +44,10 @@ class SourceFile:
 
 @dataclass(slots=True)
 class Walk:
-    """What a folder holds, all by relative paths; `""` is the root.
+    """The content of a corpus folder, by relative paths; `""` is the root.
 
-    `unread` are folders that can't be read, `links` links to folders; `folders` are those that hold folders or
-    Markdown, `empty` those that don't, with what tells the folder from any other: its device and its inode.
+    `unread` are unreadable folders, `links` are links to folders. `folders` hold Markdown or folders, `empty` do not;
+    both map a path to the folder's identity: its device and inode.
     """
 
     files: list[SourceFile] = field(default_factory=list)
@@ -59,21 +59,21 @@ class Walk:
 
     @property
     def unseen(self) -> list[str]:
-        """The folders in which nothing was seen, whatever the reason."""
+        """The folders in which no file was seen, for any reason."""
         return [*self.unread, *self.links, *self.empty]
 
     def unproved(self, known: Mapping[str, str], paths: Iterable[str]) -> list[str]:
         """The folders that may hide some of the files with these paths.
 
-        An empty folder may be where a disk is to be mounted. It proves that its files are gone only if it is the
-        very folder that held them: `known` tells which that was.
+        An empty folder may be a mount point without its disk. It proves that its files are gone only if it is the same
+        folder that held them: `known` has the identities of those folders.
         """
         doubtful = [path for path in self.unseen if path not in self.empty or known.get(path) != self.empty[path]]
         held = {str(parent) for path in paths for parent in PurePosixPath(path).parents} if doubtful else ()
         return sorted(folder for folder in doubtful if folder in held)
 
     def absent(self, paths: Iterable[str], unproved: Collection[str]) -> list[str]:
-        """Those of some paths whose files are gone for certain: in none of the `unproved` folders."""
+        """The paths whose files are certainly gone: those that are missing outside of the `unproved` folders."""
         present = {file.path for file in self.files} | {failure.path for failure in self.failures}
         return [path for path in paths if path not in present and not is_inside(path, unproved)]
 
@@ -87,7 +87,7 @@ def walk(root: Path, *, max_file_bytes: int = MAX_FILE_BYTES, ignore: tuple[str,
     """List the Markdown files under `root`, in the order of their paths.
 
     Symbolic links are not followed. A name or a relative path that matches one of the `ignore` patterns is
-    left out. A Markdown name that is no regular file, or is over `max_file_bytes`, is a failure.
+    left out. A Markdown name that is not a regular file, or is over `max_file_bytes`, is a failure.
 
     Raises:
         CorpusError: `root` is missing, unreadable, no folder, or without a folder or Markdown that is not ignored.
@@ -113,12 +113,12 @@ def walk(root: Path, *, max_file_bytes: int = MAX_FILE_BYTES, ignore: tuple[str,
 
 
 def _matcher(patterns: Iterable[str]) -> Callable[[str], object]:
-    """A function that says whether a name or a path matches one of `patterns`."""
+    """Make a function that tells whether a name or a path matches one of `patterns`."""
     return re.compile("|".join(translate(pattern.rstrip("/")) for pattern in patterns) or r"(?!)").match
 
 
 class _Walker:
-    """A walk under way."""
+    """A walk in progress."""
 
     def __init__(self, root: Path, max_file_bytes: int, ignored: Callable[[str], object]) -> None:
         self.walk = Walk()
@@ -128,12 +128,12 @@ class _Walker:
         self._seen: set[str] = set()
 
     def look_into(self, folder: str) -> list[str]:
-        """Take the files of one folder; returns the paths of the folders in it.
+        """Add the files of one folder; returns the paths of the folders in it.
 
         Raises:
-            OSError: it can't be read; nothing was taken.
+            OSError: the folder can't be read; no file was added.
         """
-        # Held open, so that what is listed, identified and looked at is one folder, whatever is renamed or mounted.
+        # One descriptor for identity and listing, so that a rename or a mount in between changes nothing.
         no_link = os.O_NOFOLLOW if folder else 0
         descriptor = os.open(self._root / folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | no_link)
         try:
@@ -181,7 +181,7 @@ class _Walker:
 
 
 def is_as_walked(file: SourceFile) -> bool:
-    """Whether the file is there and the very one that a walk, maybe another process's, found."""
+    """Whether the file is still the one that a walk found, possibly in another process."""
     try:
         status = os.lstat(file.location)
     except OSError:
@@ -222,7 +222,7 @@ def _refusal(status: os.stat_result, max_file_bytes: int) -> str:
     if stat.S_ISLNK(status.st_mode):
         return "is a symbolic link; put the file itself into the folder"
     if not stat.S_ISREG(status.st_mode):
-        return "is no regular file"
+        return "is not a regular file"
     if status.st_size > max_file_bytes:
         return f"has {status.st_size} bytes, over the limit of {max_file_bytes}; raise PROTOSTAR_MAX_FILE_MB"
     return ""

@@ -1,4 +1,4 @@
-"""What a new generation can't read from the folder it takes from the generation that serves."""
+"""Copies the chunks of unreadable documents from the current generation into a new one."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _AT_ONCE: Final = 500
 
 
 async def carry_over(run: RunRecord, generation: Generation, settings: ChunkSettings) -> int:
-    """Give a new generation the chunks of documents that stay although nothing could be read of them; how many did.
+    """Copy the chunks of documents that the new generation lacks; returns the number of documents.
 
-    Their files may be unreadable, broken, or on a disk that is away. The chunks stay as they were cut, until a run
-    can read the file.
+    Their files may be unreadable, broken, or on a disk that is not mounted. The chunks stay as they were cut until a
+    run can read the file.
     """
     documents = await Tortoise.get_connection("default").execute_query_dict(_LACKING)
     for document in documents:
@@ -56,5 +56,5 @@ SELECT position, heading, text, start_offset, end_offset, token_count
 FROM chunks JOIN generations ON generations.id = chunks.generation_id AND generations.is_current
 WHERE document_id = $1 AND position > $2 ORDER BY position LIMIT $3
 """
-# No content has this hash, and no file this stamp: the file is read as soon as it can be.
+# No content has this hash and no file has this stamp: the next run that can read the file indexes it.
 _CARRIED: Final = "UPDATE documents SET next_hash = '', stamp = '' WHERE id = $1"

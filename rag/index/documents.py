@@ -1,4 +1,4 @@
-"""The rows of `documents`: what is known of each file of the corpus."""
+"""The rows of `documents` and `folders`: the state of each file of the corpus, and the folders that were read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rag.index.drafts import Draft, Known, KnownChunks
 from rag.index.generations import Generation
 from rag.index.segments import delete_chunks
 
-# A file that changes again within a file system's clock tick keeps its times: such fresh ones prove nothing.
+# A file that changes twice within one tick of the file system's clock keeps its times: fresh times prove nothing.
 _FRESH_NS: Final = 2_000_000_000
 _FETCHED_AT_ONCE: Final = 5000
 _REMOVED_AT_ONCE: Final = 500
@@ -34,19 +34,19 @@ class DocumentState:
     error: str | None
 
     def hash_in(self, generation: Generation) -> str | None:
-        """The hash of the content that `generation` holds of it."""
+        """The hash of the document's content in `generation`."""
         return self.content_hash if generation.is_current else self.next_hash
 
 
 def is_current(document: DocumentState | None, file: SourceFile, generation: Generation | None) -> bool:
-    """Whether the file's stamp alone shows that the index holds its content."""
+    """Whether the file's stamp alone shows that its content is indexed."""
     if generation is None or document is None or document.error or not document.stamp:
         return False
     return document.stamp == file.stamp and document.hash_in(generation) is not None
 
 
 async def load_documents() -> dict[str, DocumentState]:
-    """Every document, by its path."""
+    """Load all documents, by path."""
     async with Tortoise.get_connection("default").acquire_connection() as connection:
         rows = await connection.fetch("SELECT id, path, content_hash, next_hash, stamp, error FROM documents")
     return {row[1]: DocumentState(*row) for row in rows}
@@ -55,7 +55,7 @@ async def load_documents() -> dict[str, DocumentState]:
 async def load_known(
     paths: Sequence[str], documents: Mapping[str, DocumentState], generation: Generation
 ) -> dict[str, Known]:
-    """What `generation` holds of some files."""
+    """Load the content hashes and chunks of some files in `generation`."""
     states = {documents[path].id: documents[path] for path in paths if path in documents}
     if not states:
         return {}
@@ -79,10 +79,10 @@ async def load_known(
 
 
 async def record(connection: BaseDBAsyncClient, draft: Draft, generation: Generation, started_ns: int) -> None:
-    """Write down what became of a draft's files, in the transaction of their chunks."""
+    """Store the outcome for a draft's files, in the transaction of their chunks."""
     database: Any = connection._connection  # asyncpg's, for executemany
     hash_column = "content_hash" if generation.is_current else "next_hash"
-    # A stamp vouches for `content_hash`; a generation that is being built may have read newer content than that.
+    # A stamp belongs to `content_hash`; a generation that is being built may have read newer content.
     stamp = (
         "EXCLUDED.stamp"
         if generation.is_current
@@ -119,7 +119,7 @@ def _stamp(file: SourceFile, started_ns: int) -> str:
 
 
 async def remove(document_ids: Sequence[int]) -> None:
-    """Delete documents with their chunks, in every generation, some at a time and each in one transaction."""
+    """Delete documents with their chunks in every generation, in batches of one transaction each."""
     for start in range(0, len(document_ids), _REMOVED_AT_ONCE):
         await _remove(document_ids[start : start + _REMOVED_AT_ONCE])
 
@@ -136,13 +136,13 @@ async def _remove(document_ids: Sequence[int]) -> None:
 
 
 async def load_folders() -> dict[str, str]:
-    """The identities of the folders that held something when they were last read, by their paths."""
+    """Load the identities of the folders that were not empty when they were last read, by path."""
     rows = await Tortoise.get_connection("default").execute_query_dict("SELECT path, identity FROM folders")
     return {row["path"]: row["identity"] for row in rows}
 
 
 async def remember_folders(found: Walk, known: dict[str, str]) -> None:
-    """Write down the folders of a walk whose findings are indexed; forget those that are gone."""
+    """Store the folders of a walk whose files are indexed; delete those that no longer exist."""
     unseen = set(found.unseen)
     changed = {path: identity for path, identity in found.folders.items() if known.get(path) != identity}
     gone = [path for path in known if path not in found.folders and path not in unseen]

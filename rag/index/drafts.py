@@ -1,4 +1,4 @@
-"""From changed files to drafts of segments: reading, cutting and packing, without the database."""
+"""Prepares drafts of segments from changed files: reads, cuts and counts, without the database."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ DRAFT_POSTINGS: Final = 100_000  # rows; a million characters of prose have 10,0
 
 
 class KnownChunks:
-    """The ids of a document's chunks by the hashes of their content: 28 bytes a chunk.
+    """The ids of a document's chunks by content hash, in 28 bytes a chunk: a document can have a million.
 
-    Each can be taken once; a hash that stands for several chunks gives them in the order of their ids.
+    Each chunk can be taken once. Chunks with the same hash are taken in the order of their ids.
     """
 
     def __init__(self) -> None:
@@ -39,11 +39,11 @@ class KnownChunks:
         return len(self._rows) // _ROW_BYTES
 
     def add(self, content_hash: bytes, chunk_id: int) -> None:
-        """Add a chunk; the hashes come in their order, and all before one is taken."""
+        """Add a chunk. Call it in the order of the hashes, and before the first `take`."""
         self._rows += content_hash + chunk_id.to_bytes(8)
 
     def take(self, content_hash: bytes) -> int | None:
-        """A chunk with this hash that was not taken before."""
+        """Take a chunk with this hash; None if there is no further one."""
         self._taken = self._taken or array("i", bytes(4 * len(self)))
         first = bisect_left(range(len(self)), content_hash, key=self._hash)
         place = first + self._taken[first] if first < len(self) else first
@@ -53,7 +53,7 @@ class KnownChunks:
         return self._id(place)
 
     def rest(self) -> Iterator[int]:
-        """The chunks that were not taken."""
+        """The ids of the chunks that were not taken."""
         first = 0
         for place in range(len(self)):
             if self._hash(place) != self._hash(first):
@@ -70,7 +70,7 @@ class KnownChunks:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What the index holds of a file: the hash of its content, and its chunks."""
+    """The indexed state of a file: the hash of its content, and its chunks."""
 
     content_hash: str | None = None
     chunks: KnownChunks = field(default_factory=KnownChunks)
@@ -78,7 +78,7 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class FinishedDocument:
-    """A file whose chunks are all in the drafts so far."""
+    """A file whose last chunk is in this draft."""
 
     file: SourceFile
     content_hash: str
@@ -100,7 +100,7 @@ class AddedChunk(NamedTuple):
 
 
 class KeptChunk(NamedTuple):
-    """A chunk whose row stays, and where its text stands now."""
+    """A chunk whose row is kept, with its present place in the document."""
 
     id: int
     position: int
@@ -124,7 +124,7 @@ class Draft:
     added_tokens: int = 0
 
     def summary(self) -> Draft:
-        """What is worth remembering of a draft that is written; its text and postings are not."""
+        """A copy of a written draft without its text and postings."""
         return Draft(
             finished=self.finished,
             unchanged=self.unchanged,
@@ -135,7 +135,7 @@ class Draft:
 
 
 def prepare(files: Sequence[SourceFile], known: Mapping[str, Known], settings: ChunkSettings) -> Iterator[Draft]:
-    """Read and cut files into drafts of bounded size. All of it is work for a thread, or another process.
+    """Read and cut files into drafts of bounded size. Run it in a thread or in another process: it uses the processor.
 
     Raises:
         UnreadableFileError: a file of more than one block changed while it was read.
@@ -167,7 +167,7 @@ def prepare(files: Sequence[SourceFile], known: Mapping[str, Known], settings: C
 
 
 def pack(path: str, title: str, chunks: Iterable[Chunk], settings: ChunkSettings) -> Draft:
-    """A draft of chunks that are cut already, all of one file; their tokens are counted again. Work for a thread."""
+    """Make a draft of chunks of one file that were cut before; their tokens are counted again. Run it in a thread."""
     counter = TokenCounter(settings.model)
     filling = _Filling(settings)
     nothing = KnownChunks()
@@ -187,7 +187,7 @@ class _Filling:
 
     @property
     def is_full(self) -> bool:
-        """Whether it holds as much as should be in memory at once."""
+        """Whether the draft has reached its limit of memory."""
         older_rows = len(self.draft.kept) + len(self.draft.stale)
         return (
             self._characters > DRAFT_CHARACTERS

@@ -1,4 +1,4 @@
-"""Builds of the index: one serves while another, with other settings, is made beside it."""
+"""Generations of the index: one is current while another, with other settings, is built beside it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _DELETED_AT_ONCE = 5000
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A build of the index; `is_current` if it is the one that serves."""
+    """One build of the index; retrieval reads the one with `is_current`."""
 
     id: int
     is_current: bool
 
 
 def fingerprint(settings: ChunkSettings, embedding_model: str = "") -> str:
-    """Two indexes with the same fingerprint hold the same chunks, terms and vectors for the same files.
+    """Describe the settings of an index: the same fingerprint gives the same chunks, terms and vectors.
 
     Raises:
-        MissingAnalyserError: morphemes are wanted, and what finds them is not installed.
+        MissingAnalyserError: morphemes are configured and their analyser is not installed.
     """
     encoding = TokenCounter(settings.model).encoding_name
     return (
@@ -41,7 +41,7 @@ def fingerprint(settings: ChunkSettings, embedding_model: str = "") -> str:
 
 
 async def keep_encoding(settings: ChunkSettings) -> ChunkSettings:
-    """Where no model is named, the settings with the encoding of the index that serves, if there is one."""
+    """Complete settings without a model by the encoding of the current index, if there is one."""
     if settings.model:
         return settings
     current = await _current_settings()
@@ -50,7 +50,7 @@ async def keep_encoding(settings: ChunkSettings) -> ChunkSettings:
 
 
 async def find_generation(settings: ChunkSettings, *, full: bool, embedding_model: str = "") -> Generation | None:
-    """The current generation if `open_generation` would give it; writes nothing."""
+    """The current generation if `open_generation` would return it; writes nothing."""
     wanted = fingerprint(settings, embedding_model)
     rows = await Tortoise.get_connection("default").execute_query_dict(
         "SELECT id FROM generations WHERE is_current AND settings = $1", [wanted]
@@ -66,9 +66,9 @@ async def _current_settings() -> str:
 
 
 async def open_generation(settings: ChunkSettings, *, full: bool, embedding_model: str = "") -> Generation:
-    """The generation to write to: the current one, one that was left unfinished, or a new one.
+    """Open the generation to write to: the current one, an unfinished one, or a new one.
 
-    A generation that serves nothing and can't be gone on with is deleted.
+    An unfinished generation with other settings is deleted.
     """
     wanted = fingerprint(settings, embedding_model)
 
@@ -94,7 +94,7 @@ async def open_generation(settings: ChunkSettings, *, full: bool, embedding_mode
 
 
 async def finish_generation(generation: Generation) -> None:
-    """Let a complete generation serve, at once and for every reader, and delete the one before."""
+    """Make a complete generation the current one, in one transaction, and delete the one before."""
 
     async def switch(connection: BaseDBAsyncClient) -> None:
         await connection.execute_query(
@@ -111,7 +111,7 @@ async def finish_generation(generation: Generation) -> None:
 
 
 async def _delete_others(generation: Generation) -> None:
-    """Delete what neither serves nor is being built, in steps that are short enough for any time limit."""
+    """Delete all other generations that are not current, in steps shorter than any statement timeout."""
     database = Tortoise.get_connection("default")
     old = await database.execute_query_dict(
         "SELECT id FROM generations WHERE NOT is_current AND id <> $1", [generation.id]

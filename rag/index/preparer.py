@@ -1,7 +1,10 @@
-"""Preparing files in a process of its own: questions share neither the interpreter nor a fair half of a core with it.
+"""Prepares files in a child process with low priority, so that indexing does not slow down answers.
 
-The child has a socket as its standard input. It is sent one request after the other, and answers each with its
-drafts and None, or with an exception; all of it is pickled. The socket holds it back while nobody reads.
+The child's standard input is a socket. The parent sends one request after the other; the child replies to each with
+drafts and then None, or with an exception. Messages are pickled. The socket blocks the child until the parent reads.
+
+Not `ProcessPoolExecutor`: it has no public way to end a running child, does not say which signal killed it, leaves it
+behind when the parent is killed, and imports the parent's main module into it.
 """
 
 from __future__ import annotations
@@ -23,21 +26,21 @@ from rag.corpus.walk import SourceFile
 from rag.index.drafts import Draft, Known, prepare
 
 LEAST_BYTES: Final = 256 * 1024
-"""Files of so many bytes together are worth a child, which takes half a second of a processor to start."""
+"""The least size of a batch for which a child is started, which takes half a second of processor time."""
 
 _NICENESS: Final = 10
-# Its own folder is no part of the path: whatever is imported here is imported there.
+# The child imports from the same path as the parent, without its own folder.
 _START: Final = "import sys; sys.path[:] = sys.argv[1:]; from rag.index.preparer import serve; serve()"
 
 
 class PreparingError(Exception):
-    """The process that prepares files could not be started, or ended; what is committed stays, and serves."""
+    """The process that prepares files could not start, or ended; committed chunks stay searchable."""
 
 
 class Preparer:
-    """Makes drafts of files: of much in a child that is started once and kept, of little in a thread.
+    """Prepares drafts: large batches in a child that is started once and kept, small ones in a thread.
 
-    Requests are done one after the other. `close` ends the child.
+    Requests are handled one after the other. `close` ends the child.
     """
 
     def __init__(self) -> None:
@@ -47,9 +50,9 @@ class Preparer:
     async def prepare(
         self, files: Sequence[SourceFile], known: Mapping[str, Known], settings: ChunkSettings
     ) -> AsyncGenerator[Draft, None]:
-        """Read and cut files into drafts of bounded size, each made while the one before is used.
+        """Read and cut files into drafts of bounded size, each prepared while the one before is used.
 
-        Close it (`aclosing`) where it may be left half used.
+        Wrap it in `aclosing` where iteration may stop early.
 
         Raises:
             PreparingError: the child could not be started, or ended.
@@ -57,7 +60,7 @@ class Preparer:
         """
         async with self._turn:
             drafts = self._begin(files, known, settings)
-            del known  # of a gibibyte it is 30 MB, which a child holds for us
+            del known  # 30 MB for a gibibyte of text, which the child has now
             upcoming = asyncio.create_task(asyncio.to_thread(_next, drafts))
             try:
                 while (draft := await upcoming) is not None:
@@ -71,7 +74,7 @@ class Preparer:
                     await upcoming
 
     async def close(self) -> None:
-        """End the child, whatever it is doing."""
+        """Kill the child, also during a request."""
         child, self._child = self._child, None
         if child:
             await asyncio.to_thread(child.end)
@@ -87,13 +90,13 @@ class Preparer:
 
 
 class _Child:
-    """The process, as its parent sees it."""
+    """The child process, seen from the parent."""
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             try:
-                # Ctrl-C in a terminal goes to a whole process group: the parent's, which decides what follows.
+                # Ctrl-C reaches the whole process group of the terminal; only the parent must handle it.
                 self._process = Popen(
                     [sys.executable, "-c", _START, *sys.path], stdin=theirs.fileno(), stdout=DEVNULL, process_group=0
                 )
@@ -101,12 +104,12 @@ class _Child:
                 raise PreparingError(f"no process to prepare files could be started: {error}; run again") from None
             self._line = ours.makefile("rwb")
         self.is_busy = False
-        """Whether it has more to say about a request."""
+        """Whether it is handling a request."""
 
     def prepare(
         self, files: Sequence[SourceFile], known: Mapping[str, Known], settings: ChunkSettings
     ) -> Iterator[Draft]:
-        """What `rag.index.drafts.prepare` gives there."""
+        """Iterate over the drafts that the child prepares."""
         self.is_busy = True
         self._send((files, known, settings))
         del known
@@ -117,7 +120,7 @@ class _Child:
             raise answer
 
     def end(self) -> None:
-        """Kill it: it has nothing to lose."""
+        """Kill the child: it has no state to save."""
         self._process.kill()
         self._process.wait()
         with suppress(OSError):
@@ -146,14 +149,14 @@ class _Child:
 
 
 def serve() -> None:
-    """Be the child: answer the requests on standard input until it ends, or nobody reads the answers."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a service manager tells all of a service's processes at once
+    """Run as the child: handle requests from standard input until the parent closes the socket."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a service manager sends it to all processes of a service
     os.nice(_NICENESS)
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(0), "wb")
     with suppress(EOFError, OSError, pickle.UnpicklingError):
         while True:
             _answer(pickle.load(requests), answers)
-    os._exit(0)  # an end in order would try to write what nobody reads
+    os._exit(0)  # an ordinary exit would flush to the closed socket
 
 
 def _answer(request: tuple[Sequence[SourceFile], Mapping[str, Known], ChunkSettings], answers: IO[bytes]) -> None:
@@ -175,5 +178,5 @@ def _next_or_error(drafts: Iterator[Draft]) -> Draft | Exception | None:
 
 
 def _next(drafts: Iterator[Draft]) -> Draft | None:
-    # A StopIteration can't pass through a future.
+    # A future can't carry a StopIteration.
     return next(drafts, None)

@@ -1,4 +1,4 @@
-"""What an index run would do, and what embedding it would cost; nothing here writes."""
+"""The preview of a reindex: its counts and the tokens to embed, without writing anything."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PREVIEWED_FILES: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What a reindex would do, and the tokens that an embedding model would be sent for it."""
+    """The expected result of a reindex, and the tokens that it would send to the embedding model."""
 
     reindexed: Reindexed
     embedding_tokens: int
@@ -37,10 +37,10 @@ async def preview(
     ignore: tuple[str, ...] = IGNORED,
     embedding_model: str = "",
 ) -> Preview:
-    """What `rag.index.reindex.reindex` would do now.
+    """Compute what `rag.index.reindex.reindex` would do now.
 
-    Tokens are those of the embedding model's encoding, of texts that have no vector of that model yet; without a
-    model, of all new texts in the encoding of the chunks.
+    Tokens are counted with the embedding model's encoding for texts without a vector of that model; without a
+    model, with the encoding of the chunks for all new texts.
 
     Raises:
         CorpusError: the folder can't be used.
@@ -80,7 +80,7 @@ class _Costs:
     stale: set[int] = field(default_factory=set)
 
     async def add(self, draft: Draft) -> None:
-        """Add what is new in a draft."""
+        """Add the new texts of a draft."""
         self.stale.update(draft.stale)
         hashes = [chunk.content_hash for chunk in draft.added]
         embedded = await embedded_hashes(hashes, self.model) if self.model else frozenset()
@@ -88,7 +88,7 @@ class _Costs:
         await self._count([text_to_embed(chunk.heading, chunk.text) for chunk in new])
 
     async def add_left(self, generation_id: int, absent: set[int]) -> None:
-        """Add what an earlier run left without a vector, if neither its document nor its text is gone."""
+        """Add chunks that an earlier run left without a vector, unless their document or text is gone."""
         async for chunks in chunks_without_vectors(generation_id):
             stays = [chunk for chunk in chunks if chunk["id"] not in self.stale and chunk["document_id"] not in absent]
             await self._count([text_to_embed(chunk["heading"], chunk["text"]) for chunk in stays])

@@ -1,4 +1,4 @@
-"""Bring the index up to date with the corpus folder, at the cost of what changed and without a moment of downtime."""
+"""Reindexes the corpus folder: only changed documents are written, and the index is searchable all the time."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ __all__ = ["FanOut", "Progress", "ReindexRunning", "Reindexed", "reindex"]
 logger = structlog.stdlib.get_logger("protostar.index")
 
 Progress = Callable[[int, int, int], None]
-"""Called with documents done, documents in all, and chunks written so far."""
+"""Called with the documents done, all documents, and the chunks written so far."""
 
 
 @dataclass(frozen=True, slots=True)
 class FanOut:
-    """How a run of `least_bytes` and more of changed files is shared with helpers.
+    """How a run with at least `least_bytes` of changed files is shared with helpers.
 
-    `on_units` is told the run and the number of its units, to start helpers; `worker` is the name
-    of this process, whose claims are good for `lease_s` after it was last heard of.
+    `on_units` is called with the run and the number of its units, to start helpers. `worker` is the name of this
+    process; its claims are valid for `lease_s` after the last renewal.
     """
 
     least_bytes: int
@@ -61,19 +61,19 @@ async def reindex(
     vector_index: bool = True,
     fan_out: FanOut | None = None,
 ) -> Reindexed:
-    """Index what changed in `corpus_dir`, or with `full` all of it, beside the index that serves.
+    """Index the changed files of `corpus_dir`, or with `full` all of them, while the current index stays searchable.
 
-    A document is swapped in one transaction. Other settings than those of the index in use build a new
-    generation, which takes over when it is complete; killed in between, the next run goes on. With an `embedder`
-    that is when every chunk has its vector too. Settings that name no model keep the encoding of the index in use.
+    A document is replaced in one transaction. Changed settings build a new generation, which becomes current when it
+    is complete, with an `embedder` when every chunk has its vector too; the next run continues an interrupted build.
+    Settings without a model keep the encoding of the current index.
 
-    With `vector_index` the vectors of a large corpus get an index in PostgreSQL, if that can. With `fan_out` a large
-    run is shared with helpers.
+    With `vector_index` the vectors of a large corpus get an index in PostgreSQL where pgvector is installed. With
+    `fan_out` a large run is shared with helpers.
 
     Raises:
         CorpusError: the folder can't be used; nothing was changed.
-        ReindexRunning: another process is at it.
-        ProviderError: the texts are indexed, but not all of them could be embedded.
+        ReindexRunning: another process is reindexing.
+        ProviderError: all texts are indexed, but not all could be embedded.
     """
     started = time.monotonic()
     started_ns = time.time_ns()
@@ -119,7 +119,7 @@ async def _only_one() -> AsyncIterator[None]:
 
 @dataclass(slots=True)
 class _Run:
-    """One reindex on its way."""
+    """A reindex in progress."""
 
     found: Walk
     settings: ChunkSettings
@@ -137,7 +137,7 @@ class _Run:
         documents = await load_documents()
         await self._index_changed(UnitWriter(self.record, generation, self.settings, documents, started_ns))
         if self.embedder:
-            await lend_vectors(generation.id, self.embedder.model)  # also from documents that are gone
+            await lend_vectors(generation.id, self.embedder.model)  # also from documents that are deleted below
         await self._remove_absent(documents)
         if not generation.is_current and await carry_over(self.record, generation, self.settings) and self.embedder:
             await lend_vectors(generation.id, self.embedder.model)
@@ -167,7 +167,7 @@ class _Run:
                 await self._report(done, unchanged)
 
     def _worth_sharing(self, todo: Sequence[SourceFile]) -> list[Unit]:
-        """The units of a run that is large enough for helpers."""
+        """The units of a run that is large enough to share; empty otherwise."""
         if self.fan_out is None or sum(file.size_bytes for file in todo) < self.fan_out.least_bytes:
             return []
         units = make_units(todo, self.fan_out.least_bytes // UNITS)

@@ -1,4 +1,4 @@
-"""What became of the documents of a run, or of a part of it."""
+"""The result of a reindex, and of a part of it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from rag.corpus.walk import Failure
 from rag.index.documents import DocumentState
 from rag.index.drafts import Draft
 
-FAILURES_TOLD: Final = 100
+MAX_FAILURES: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Reindexed:
-    """What a reindex did: its counts, the files it could not index, and folders whose documents it kept.
+    """The outcome of a reindex: its counts, the files that failed, and folders whose documents were kept.
 
-    A folder in `unproved` could not be read, or is empty and another than the one that held documents, so nothing
-    proves that these are gone.
+    A folder in `unproved` could not be read, or is an empty folder in the place of one that held documents: nothing
+    proves that these documents are gone.
     """
 
     result: ReindexResult
@@ -36,13 +36,13 @@ def _no_counts() -> dict[str, int]:
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of documents, and of chunks written; the files that failed."""
+    """Counts of documents and of written chunks, and the files that failed."""
 
     counts: dict[str, int] = field(default_factory=_no_counts)
     failures: list[Failure] = field(default_factory=list)
 
     def add(self, drafts: Iterable[Draft], documents: Mapping[str, DocumentState]) -> None:
-        """Count drafts; `documents` is how they stood before the run."""
+        """Count drafts; `documents` is the state before the run."""
         for draft in drafts:
             self.counts["chunks"] += draft.added_count
             self.counts["unchanged"] += len(draft.unchanged)
@@ -56,23 +56,23 @@ class Tally:
                     self.counts["unchanged" if before.content_hash == finished.content_hash else "changed"] += 1
 
     def add_tally(self, other: Tally) -> None:
-        """Count what another has counted."""
+        """Add the counts of another tally."""
         for name, count in other.counts.items():
             self.counts[name] += count
         self.failures += other.failures
 
     def dump(self) -> str:
-        """As JSON."""
+        """Serialise to JSON."""
         return json.dumps([self.counts, [[failure.path, failure.reason] for failure in self.failures]])
 
     @classmethod
     def load(cls, text: str) -> Self:
-        """What `dump` gave."""
+        """Read the JSON of `dump`."""
         counts, failures = json.loads(text)
         return cls(counts, [Failure(*failure) for failure in failures])
 
     def reindexed(self, started: float, unproved: list[str]) -> Reindexed:
-        """As a result of a run that began at `started` of the monotonic clock."""
-        told = [ReindexFailure(path=each.path, reason=each.reason) for each in self.failures[:FAILURES_TOLD]]
+        """Make the result of a run that began at `started` on the monotonic clock."""
+        failures = [ReindexFailure(path=each.path, reason=each.reason) for each in self.failures[:MAX_FAILURES]]
         seconds = round(time.monotonic() - started, 3)
-        return Reindexed(ReindexResult(**self.counts, seconds=seconds, failures=told), self.failures, unproved)
+        return Reindexed(ReindexResult(**self.counts, seconds=seconds, failures=failures), self.failures, unproved)

@@ -1,4 +1,4 @@
-"""Reindexing runs as others see them: the rows of `reindex_runs`."""
+"""The rows of `reindex_runs`: progress, and the lock that allows one run at a time."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _WRITTEN_EVERY_S: Final = 1.0
 _KEPT: Final = 20
 
 
-class ReindexRunning(Exception):  # noqa: N818  # it is no error
-    """Another process is indexing this database; nothing was done, or nothing more."""
+class ReindexRunning(Exception):  # noqa: N818  # it is not an error
+    """Another process is reindexing this database; this one has stopped."""
 
     def __init__(self, how_far: str = "") -> None:
         super().__init__(f"a reindex is already running{f' ({how_far})' if how_far else ''}; wait for it to end")
@@ -27,7 +27,7 @@ class ReindexRunning(Exception):  # noqa: N818  # it is no error
 
 @dataclass(frozen=True, slots=True)
 class RunProgress:
-    """How far a run is. Documents that were found unchanged at its start count as done."""
+    """The progress of a run. Documents that were unchanged at its start count as done."""
 
     id: int
     is_running: bool
@@ -41,12 +41,12 @@ class RunProgress:
 
     @property
     def documents_a_second(self) -> float:
-        """Documents indexed a second so far."""
+        """Documents indexed per second so far."""
         return (self.documents_done - self.documents_unchanged) / max(self.elapsed_s, 1e-3)
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds that the rest takes at this rate; None while there is no rate."""
+        """Remaining seconds at this rate; None while there is no rate."""
         rate = self.documents_a_second
         return (self.documents_total - self.documents_done) / rate if rate > 0 else None
 
@@ -59,7 +59,7 @@ class RunProgress:
 
 
 async def read_progress() -> RunProgress | None:
-    """The newest run, whichever process makes it; None before the first."""
+    """Read the progress of the newest run, of any process; None before the first run."""
     rows = await Tortoise.get_connection("default").execute_query_dict(_NEWEST)
     return RunProgress(**rows[0]) if rows else None
 
@@ -69,7 +69,7 @@ IS_LOCKED: Final = f"""EXISTS (
         WHERE locktype = 'advisory' AND classid::bigint = {LOCK_KEY >> 32} AND objid::bigint = {LOCK_KEY & 0xFFFFFFFF}
             AND objsubid = 1 AND datname = current_database()
     )"""
-"""SQL: whether a run's process lives."""
+"""SQL condition: a process holds the lock of a run."""
 
 _NEWEST: Final = f"""
 SELECT id, started_at, documents_done, documents_total, documents_unchanged, chunks, error,
@@ -80,7 +80,7 @@ FROM reindex_runs ORDER BY id DESC LIMIT 1
 
 
 class RunRecord:
-    """Writes down how far a run is, at most once a second."""
+    """Stores the progress of a run, at most once a second."""
 
     def __init__(self, run_id: int) -> None:
         self.id = run_id
@@ -88,7 +88,7 @@ class RunRecord:
 
     @classmethod
     async def open(cls) -> RunRecord:
-        """Begin a run; those that died are over."""
+        """Begin a run; runs whose process died get an error."""
 
         async def work(connection: BaseDBAsyncClient) -> int:
             database: Any = connection._connection
@@ -105,12 +105,12 @@ class RunRecord:
         return cls(await transact(work))
 
     async def hold(self, connection: BaseDBAsyncClient) -> None:
-        """Let no other run begin before this transaction ends.
+        """Prevent the start of another run until this transaction ends.
 
         Raises:
-            ReindexRunning: one has begun: this one's connection with the lock was lost.
+            ReindexRunning: another run has begun, because this one lost the connection that held the lock.
         """
-        # No lock of the row: the others that work on this run write their progress into it.
+        # The row is not locked: other workers of this run update its progress.
         await connection.execute_query("SELECT pg_advisory_xact_lock_shared($1)", [_FENCE_KEY])
         rows = await connection.execute_query_dict(
             "SELECT 1 FROM reindex_runs WHERE id = $1 AND ended_at IS NULL", [self.id]
@@ -119,7 +119,7 @@ class RunRecord:
             raise ReindexRunning
 
     async def progress(self, done: int, total: int, unchanged: int, chunks: int) -> None:
-        """Say how far it is, unless that was said a moment ago."""
+        """Store the progress, unless it was stored less than a second ago."""
         now_s = time.monotonic()
         if now_s < self._next_s and done < total:
             return
@@ -133,12 +133,12 @@ class RunRecord:
         )
 
     async def progress_of_units(self) -> None:
-        """Say how far a run is whose units are shared, unless that was said a moment ago."""
+        """Store the progress of a shared run, unless it was stored less than a second ago."""
         now_s = time.monotonic()
         if now_s < self._next_s:
             return
         self._next_s = now_s + _WRITTEN_EVERY_S
-        # Of two who say it at once, the one that has seen less says nothing.
+        # Two workers may write at once: the higher numbers stay.
         await self._update(
             "documents_done = greatest(documents_done, documents_unchanged + seen.documents), "
             "chunks = greatest(reindex_runs.chunks, seen.chunks) FROM (SELECT "
@@ -147,7 +147,7 @@ class RunRecord:
         )
 
     async def end(self, error: str | None) -> None:
-        """Say that it is over, and what went wrong if something did."""
+        """End the run, with the error that ended it, if any."""
         await self._update("ended_at = clock_timestamp(), error = $2", error)
 
     async def _update(self, columns: str, *values: Any) -> None:

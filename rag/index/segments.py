@@ -14,7 +14,7 @@ from rag.index.drafts import Draft
 MOST_SEGMENTS: Final = 12
 MERGED_CHUNKS: Final = 10_000
 _DEAD_SHARE: Final = 0.3
-_SMALL_CHUNKS: Final = 1000  # of a segment that is written anew for any dead chunk: in a small corpus each counts
+_SMALL_CHUNKS: Final = 1000  # a smaller segment is rewritten for any dead chunk: in a small corpus each counts
 _DELETED_AT_ONCE: Final = 20_000
 _ROWS_AT_ONCE: Final = 1000
 """Rows that are encoded at once on the event loop: about 5 ms."""
@@ -43,7 +43,7 @@ async def write(connection: BaseDBAsyncClient, draft: Draft, generation_id: int)
 
 
 async def delete_chunks(database: Any, chunk_ids: Sequence[int]) -> None:
-    """Delete chunks and count them as dead in their segments, in statements that no time limit cuts short."""
+    """Delete chunks and count them as dead in their segments, in statements shorter than the statement timeout."""
     for start in range(0, len(chunk_ids), _DELETED_AT_ONCE):
         ids = chunk_ids[start : start + _DELETED_AT_ONCE]
         await database.execute(
@@ -57,7 +57,7 @@ async def delete_chunks(database: Any, chunk_ids: Sequence[int]) -> None:
 
 
 async def merge_segments(generation_id: int) -> None:
-    """Merge small segments where there are too many, and write anew those with many dead chunks."""
+    """Merge small segments where there are too many, and rewrite those with many dead chunks."""
     rows = await Tortoise.get_connection("default").execute_query_dict(
         "SELECT id, chunk_count, dead_count FROM segments WHERE generation_id = $1 "
         "ORDER BY chunk_count - dead_count, id",
@@ -133,7 +133,7 @@ def _dead_allowed(chunk_count: int) -> float:
 
 
 async def _merge(generation_id: int, segment_ids: Sequence[int]) -> None:
-    """Replace segments by one that holds their living chunks."""
+    """Replace segments by one that holds their live chunks."""
 
     async def work(connection: BaseDBAsyncClient) -> None:
         database: Any = connection._connection

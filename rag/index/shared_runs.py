@@ -1,7 +1,7 @@
-"""Sharing a run: its units as rows that workers claim one at a time, and write at most once.
+"""Shared runs: several workers claim the units of a large reindex, and each unit is written at most once.
 
-The coordinator holds the run and takes any unit; helpers take those that nobody has tried. What a helper could not
-do, and what one left behind that died, is the coordinator's: a unit that kills its worker kills one helper.
+The coordinator holds the lock of the run and may claim any unit. A helper claims only units that no worker has
+tried, and releases those that it can't index to the coordinator: a unit that kills its worker kills one helper.
 """
 
 from __future__ import annotations
@@ -37,33 +37,33 @@ _LOOK_EVERY_S: Final = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a helper must know of a run. `started_ns` is when its walk began."""
+    """The parameters of a shared run. `started_ns` is when its walk began."""
 
     generation: Generation
     settings: ChunkSettings
     started_ns: int
 
     def dump(self) -> str:
-        """As JSON."""
-        told = {**asdict(self), "fingerprint": fingerprint(self.settings)}
+        """Serialise to JSON."""
+        fields = {**asdict(self), "fingerprint": fingerprint(self.settings)}
         if not self.settings.morphemes:
-            del told["settings"]["morphemes"]  # workers of before know nothing of it
-        return json.dumps(told)
+            del fields["settings"]["morphemes"]  # older workers don't know the field
+        return json.dumps(fields)
 
     @classmethod
     def load(cls, text: str) -> Self | None:
-        """What `dump` gave; None if this program would cut the files otherwise than the one that wrote it."""
-        told = json.loads(text)
-        settings = ChunkSettings(**told["settings"])
+        """Read the JSON of `dump`; None if this version would cut the files differently."""
+        fields = json.loads(text)
+        settings = ChunkSettings(**fields["settings"])
         if settings.morphemes and not morphemes.is_installed():
             return None
-        if told["fingerprint"] != fingerprint(settings):
+        if fields["fingerprint"] != fingerprint(settings):
             return None
-        return cls(Generation(**told["generation"]), settings, told["started_ns"])
+        return cls(Generation(**fields["generation"]), settings, fields["started_ns"])
 
 
 async def read_plan(run_id: int) -> Plan | None:
-    """The plan of a run that is shared; None if it is over, or this program can't help."""
+    """Read the plan of a shared run; None if the run has ended or this version can't help."""
     rows = await Tortoise.get_connection("default").execute_query_dict(
         "SELECT plan FROM reindex_runs WHERE id = $1 AND ended_at IS NULL", [run_id]
     )
@@ -71,7 +71,7 @@ async def read_plan(run_id: int) -> Plan | None:
 
 
 async def share_units(run: RunRecord, plan: Plan, units: Sequence[Unit], root: Path) -> None:
-    """Write a run's units down for all to claim."""
+    """Store the units of a run, so that workers can claim them."""
 
     async def work(connection: BaseDBAsyncClient) -> None:
         await run.hold(connection)
@@ -87,10 +87,10 @@ async def share_units(run: RunRecord, plan: Plan, units: Sequence[Unit], root: P
 
 
 async def help_index(run_id: int, corpus_dir: Path, *, worker: str, lease_s: float) -> int:
-    """Index units of the run until there are none to take; returns how many were written.
+    """Index units of a run until there are none to claim; returns the number of units written.
 
-    Units whose files are not in `corpus_dir` as the run's coordinator found them are left to it. A run that is over,
-    or whose coordinator is gone or has another version of the splitter, is left alone.
+    Units whose files differ from what the coordinator found are released to it. A run that has ended, or whose
+    coordinator is gone or has another version of the splitter, is not touched.
     """
     plan = await read_plan(run_id)
     if plan is None:
@@ -122,14 +122,14 @@ def _load_files(text: str, root: Path) -> list[SourceFile]:
 
 
 class Claims:
-    """The units of a run as one process takes them; as a context, it gives back what it has not done.
+    """Claims units of a run for one process; on leaving the context it releases unfinished units.
 
     Args:
         run: the run.
         root: this process's corpus folder.
-        worker: the name of this process, for the rows.
-        leads: whether it is the coordinator, which ends only when every unit is done.
-        lease_s: how long a claim is good for after this process was last heard of.
+        worker: the name of this process.
+        leads: whether this process is the coordinator, which ends only when every unit is done.
+        lease_s: seconds after the last renewal for which a claim is valid.
     """
 
     def __init__(self, run: RunRecord, root: Path, *, worker: str, leads: bool, lease_s: float) -> None:
@@ -151,7 +151,7 @@ class Claims:
             await self._leave("TRUE", retry_for_s=0)
 
     async def units(self) -> AsyncIterator[Unit]:
-        """Claim units until there are none; the coordinator waits for those of others."""
+        """Claim units until there are none; the coordinator waits for the units of others."""
         while True:
             unit = await self._claim()
             if unit is None:
@@ -165,13 +165,13 @@ class Claims:
                 await self.leave(unit)
 
     async def has_files(self, unit: Unit) -> bool:
-        """Whether the unit's files are here as the coordinator found them; it itself sees to what changes later."""
+        """Whether the unit's files are here as the coordinator found them; the coordinator accepts changed files."""
         if self._leads:
             return True
         return await asyncio.to_thread(lambda: all(map(is_as_walked, unit.files)))
 
     async def leave(self, unit: Unit) -> None:
-        """Leave a unit to the coordinator."""
+        """Release a unit to the coordinator."""
         logger.warning("index_unit_left", run=self._run.id, unit=unit.id, path=unit.files[0].path)
         await self._leave("id = $3", unit.id)
 
@@ -184,7 +184,7 @@ class Claims:
         )
 
     async def hold(self, connection: BaseDBAsyncClient, unit: Unit) -> bool:
-        """Let nobody else have the unit before this transaction ends; false if somebody has, or has done it."""
+        """Lock the unit until the transaction ends; false if another process holds it or has finished it."""
         rows = await connection.execute_query_dict(
             "SELECT 1 FROM index_units WHERE id = $1 AND owner = $2 AND done_at IS NULL FOR UPDATE",
             [unit.id, self._owner],
@@ -192,7 +192,7 @@ class Claims:
         return bool(rows)
 
     async def total(self) -> Tally:
-        """What became of all units, whoever did them."""
+        """The tally of all units, of every worker."""
         rows = await Tortoise.get_connection("default").execute_query_dict(
             "SELECT outcome FROM index_units WHERE run_id = $1 AND done_at IS NOT NULL ORDER BY id", [self._run.id]
         )
@@ -220,10 +220,7 @@ class Claims:
         return bool(rows)
 
     async def _renew(self) -> None:
-        """Keep what is claimed; a row that is being written is locked, which keeps it as well.
-
-        A claim whose answer was lost is not kept: its lease ends.
-        """
+        """Renew the leases of claimed units. A unit that is being written needs no renewal: its row is locked."""
 
         async def work(connection: BaseDBAsyncClient) -> None:
             await connection.execute_query(_RENEW, [self._claimed, self._owner, self._lease_s])

@@ -1,4 +1,4 @@
-"""Files that are indexed together: preparing them, and writing them so that each document is swapped at once."""
+"""Units of work: files that are prepared together and written in one transaction."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rag.index.runs import RunRecord
 from rag.index.segments import write
 
 LONGEST_READ_S: Final = 900.0
-"""How long a disk may take for a part of a large file before PostgreSQL gives its transaction up."""
+"""Seconds that reading a part of a large file may take before PostgreSQL ends the idle transaction."""
 
 _STREAMED_BYTES: Final = 1024 * 1024
 _LEAST_UNIT_BYTES: Final = 1024 * 1024
@@ -34,30 +34,30 @@ _UNIT_FILES: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Files that are indexed together; `id` is that of their row where the run is shared."""
+    """Files that are indexed together; `id` is the id of their row in `index_units` where the run is shared."""
 
     files: Sequence[SourceFile]
     id: int = 0
 
     @property
     def is_streamed(self) -> bool:
-        """Whether it is a large file, which is written while it is read."""
+        """Whether it is one large file, which is written while it is read."""
         return len(self.files) == 1 and self.files[0].size_bytes >= _STREAMED_BYTES
 
 
 class UnitClaims(Protocol):
-    """How a unit of a shared run is written by one process alone (`rag.index.shared_runs`)."""
+    """Lets exactly one process write a unit of a shared run (`rag.index.shared_runs`)."""
 
     async def has_files(self, unit: Unit) -> bool:
-        """Whether the unit's files are here."""
+        """Whether this process has the unit's files."""
         ...
 
     async def leave(self, unit: Unit) -> None:
-        """Leave a unit to the coordinator."""
+        """Release a unit to the coordinator."""
         ...
 
     async def hold(self, connection: BaseDBAsyncClient, unit: Unit) -> bool:
-        """Let nobody else have the unit before the transaction ends; false if somebody has, or has done it."""
+        """Lock the unit until the transaction ends; false if another process holds it or has finished it."""
         ...
 
     async def finish(self, connection: BaseDBAsyncClient, unit: Unit, tally: Tally) -> None:
@@ -66,7 +66,7 @@ class UnitClaims(Protocol):
 
 
 def make_units(files: Sequence[SourceFile], least_bytes: int = _LEAST_UNIT_BYTES) -> list[Unit]:
-    """Files in units, a large file alone; larger units for larger runs, so that segments stay few."""
+    """Group files into units. A large file is alone; a larger run has larger units, so that segments stay few."""
     total = sum(file.size_bytes for file in files if file.size_bytes < _STREAMED_BYTES)
     limit = min(max(total // UNITS, least_bytes), _MOST_UNIT_BYTES)
     units: list[list[SourceFile]] = []
@@ -86,9 +86,9 @@ def make_units(files: Sequence[SourceFile], least_bytes: int = _LEAST_UNIT_BYTES
 
 @dataclass(slots=True)
 class UnitWriter:
-    """Indexes units into a generation. `started_ns` is when the walk began that found their files.
+    """Indexes units into a generation. `started_ns` is when the walk that found the files began.
 
-    `claims` are those of a run that is shared.
+    `claims` is set where the run is shared.
     """
 
     run: RunRecord
@@ -100,7 +100,7 @@ class UnitWriter:
     _preparer: Preparer = field(default_factory=Preparer, init=False)
 
     async def index(self, units: AsyncIterator[Unit]) -> AsyncGenerator[tuple[Unit, list[Draft]], None]:
-        """Write units one after the other, each while the next is prepared; gives what was written of each."""
+        """Write units one after the other, each while the next is prepared; yield each unit with its written drafts."""
         upcoming = asyncio.create_task(self._next(units))
         try:
             while (ready := await upcoming) is not None:
@@ -115,7 +115,7 @@ class UnitWriter:
             await self._preparer.close()
 
     async def fail(self, failures: Sequence[Failure]) -> list[Draft]:
-        """Write down why files can't be indexed."""
+        """Store why files can't be indexed."""
         draft = Draft(failures=list(failures))
 
         async def work(connection: BaseDBAsyncClient) -> None:
@@ -131,13 +131,13 @@ class UnitWriter:
         return None if unit is None else (unit, await self._prepare(unit))
 
     async def _prepare(self, unit: Unit) -> list[Draft] | None:
-        """The drafts of a unit; None for a large file, whose drafts are made while they are written."""
+        """Prepare the drafts of a unit; None for a large file, whose drafts are prepared while they are written."""
         if unit.is_streamed:
             return None
         return [draft async for draft in self._drafts(unit)]
 
     async def _write(self, unit: Unit, drafts: list[Draft] | None) -> list[Draft] | None:
-        """Write a unit and what became of it in one transaction; None if it is another's."""
+        """Write a unit and its outcome in one transaction; None if another process has the unit."""
         if self.claims and not await self.claims.has_files(unit):
             await self.claims.leave(unit)
             return None

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import unicodedata
 from itertools import pairwise
 from pathlib import Path
 
@@ -238,6 +239,14 @@ def test_heading_is_the_path_and_front_matter_is_metadata() -> None:
         "2025-01-02",
         ["redis", "큐"],
     )
+
+
+def test_a_decomposed_text_keeps_its_characters_and_its_headings_are_composed() -> None:
+    text = unicodedata.normalize("NFD", "---\ntitle: 큐\n---\n# 작업 큐\n\n재시도는 세 번까지 한다.\n")
+    file = cut([text], ChunkSettings(400, 60, MODEL))
+    [chunk] = file
+    assert chunk.text == text[chunk.start_offset : chunk.end_offset]
+    assert (file.metadata.title, chunk.heading) == ("큐", "큐 > 작업 큐")
 
 
 def test_a_rule_at_the_beginning_is_no_front_matter() -> None:

@@ -48,7 +48,7 @@ def test_only_regular_files_are_taken(tmp_path: Path) -> None:
     assert [file.path for file in found.files] == ["folder.md/inside.md", "good.md"]
     assert {failure.path: failure.reason.split(";")[0] for failure in found.failures} == {
         "link.md": "is a symbolic link",
-        "pipe.md": "is no regular file",
+        "pipe.md": "is not a regular file",
     }
 
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import time
+import unicodedata
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -218,6 +219,17 @@ async def test_a_bad_file_is_reported_and_the_rest_is_indexed(corpus: Path) -> N
     write(corpus, "bad.md", "good now\n")
     assert counts(await reindex(corpus, settings=SETTINGS)) == (1, 0, 0, 2, 0)
     assert (await fetch_one("SELECT error FROM documents WHERE path = 'bad.md'"))["error"] is None
+
+
+async def test_a_decomposed_document_is_found_and_keeps_its_characters(corpus: Path) -> None:
+    text = unicodedata.normalize("NFD", "# 감사 로그\n\n감사 로그는 오 년 동안 보관한다.\n")
+    write(corpus, unicodedata.normalize("NFD", "감사.md"), text)
+    await reindex(corpus, settings=SETTINGS)
+    [passage, *_] = await retrieve("감사 로그 보관 기간")
+    assert (passage.document, passage.heading) == ("감사.md", "감사 로그")
+    chunks = await fetch(f"SELECT text, start_offset, end_offset {OF_DOCUMENT}", "감사.md")
+    assert chunks
+    assert all(chunk["text"] == text[chunk["start_offset"] : chunk["end_offset"]] for chunk in chunks)
 
 
 async def test_full_writes_everything_again(corpus: Path) -> None:
