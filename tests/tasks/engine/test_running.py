@@ -47,6 +47,7 @@ class Bench:
         self.observer = Counts()
         self.outcomes: list[str] = []
         self.unsettled = 0
+        self.slots = Slots({"chat": 5}, {"job": "chat"})
         defaults: dict[str, Any] = {
             "functions": {"job": func(function, name="job")},  # type: ignore[arg-type]
             "queue_name": keys.QUEUE,
@@ -65,7 +66,7 @@ class Bench:
             hooks=JobHooks(on_job_start=None, on_job_end=None, after_job_end=None, on_job_failure=on_failure),
             settler=Settler(places.queue(), job_options, self.observer),
             observer=self.observer,
-            slots=Slots({keys.DEFAULT_CLASS: 5}, {}),
+            slots=self.slots,
             tasks={},
             count=self._count,
             ended=self._ended,
@@ -82,7 +83,7 @@ class Bench:
         await self.claim()
 
     async def claim(self) -> None:
-        for claim in (await self.places.queue().claim({"chat": 5})).claims:
+        for claim in (await self.places.queue().claim(self.slots.free())).claims:
             self.running.start(claim, {"shared": 1})
 
     async def run(self, job_id: str = "a", function: str = "job", **arguments: Any) -> dict[str, Any]:
@@ -260,6 +261,16 @@ async def test_an_ending_that_cannot_be_published_keeps_the_job(places: Places) 
     bench = Bench(places, raises(JobError(ErrorCode.PROVIDER_ERROR, "no")), publish)
     assert await bench.run() == {}
     assert bench.outcomes == ["again:ending_not_recorded: OSError"]
+
+
+async def test_an_ending_that_another_attempt_has_to_publish_leaves_no_trace(places: Places) -> None:
+    async def publish(*_: Any) -> None:
+        raise LeaseLostError
+
+    bench = Bench(places, raises(JobError(ErrorCode.PROVIDER_ERROR, "no")), publish)
+    assert await bench.run() == {}
+    assert bench.outcomes == ["lost"]
+    assert bench.observer.dead == []
 
 
 async def test_a_cancellation_that_cannot_be_published_is_asked_for_again(places: Places) -> None:

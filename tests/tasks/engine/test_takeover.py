@@ -129,7 +129,8 @@ async def test_a_list_without_the_reaper_itself_is_not_believed(places: Places, 
     """A proxy answers with its own connections: the silent worker is missing, and so is the reaper."""
     await claimed(places)
     await places.beat("w1")
-    async with reaping(places):
+    await places.redis.config_resetstat()
+    async with beating(redis_url, "other"), reaping(places):
         await asyncio.sleep(GONE_AFTER_S + 1.0)
         assert await list_calls(places) > 0
         assert not await taken_over(places)()
