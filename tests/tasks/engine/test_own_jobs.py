@@ -79,7 +79,9 @@ async def test_a_producers_job_that_runs_loses_its_lease_and_its_attempts_are_no
         [foreign] = await places.claim()
         await places.queue().retry(foreign, delay_ms=0, spared=False, reason="again")
     [foreign] = await places.claim()
+    assert await places.beat() == {ID.encode()}
     assert await enqueue(places)
+    assert await places.beat() == set()
     assert not await places.queue().done(foreign, result=b"{}", result_ttl_ms=1000)
     [claim] = await places.claim(chat=0, summary=5)
     assert (claim.attempt, claim.tries) == (6, 1)
