@@ -11,7 +11,7 @@
 --
 -- Quarantine: `deaths` counts the workers that died while they ran the job. From two on the job is a suspect, and a
 -- worker runs one suspect at a time (protostar:quarantined names it). A death then costs the suspect an attempt, and
--- its neighbours none. A suspect that runs for longer than it did on any worker that died (`lived`) is cleared.
+-- its neighbours none. A suspect that runs for longer than it did on the last worker that died (`lived`) is cleared.
 
 local STATE_TTL_MS = 172800000
 local DEATHS_OF_SUSPECT = 2
@@ -51,8 +51,8 @@ local function is_held(job, owner, attempt)
   return job and job.owner == owner and job.attempt == tonumber(attempt) and job.state == 'running'
 end
 
--- Whether so many ms are longer than the job ran on any worker that died, with a margin for how a death is timed.
-local function outlives(job, ms) return ms > 1.5 * job.lived + 1000 end
+-- Whether so many ms are longer than the job ran on the last worker that died, with a margin for a busy machine.
+local function outlives(job, ms) return ms > 1.5 * job.lived + 2000 end
 
 local function is_suspect(job) return job.deaths >= DEATHS_OF_SUSPECT end
 

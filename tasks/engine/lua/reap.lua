@@ -31,7 +31,7 @@ for _, id in ipairs(redis.call('SRANDMEMBER', running_of(owner), limit)) do
   elseif id ~= suspect or redis.call('SCARD', running_of(owner)) == 1 then -- the suspect last: every call needs it
     if when ~= 'leaving' then
       job.deaths = redis.call('HINCRBY', record_of(id), 'deaths', 1)
-      redis.call('HSET', record_of(id), 'lived', math.max(job.lived, lived(job)))
+      redis.call('HSET', record_of(id), 'lived', lived(job))
     end
     take_back(id, job, owner, suspect and id ~= suspect and 1 or 0, 'worker_lost')
     taken = taken + 1

@@ -90,6 +90,18 @@ async def test_a_suspect_is_not_cleared_before_it_has_run_as_long_as_it_did(plac
     assert await places.ids("w3") == []
 
 
+async def test_how_long_a_suspect_ran_before_it_met_the_poison_does_not_matter(places: Places) -> None:
+    for job_id in "ab":
+        await places.enqueue(job_id)
+    for worker, ran_ms in (("w1", 300_000), ("w2", 1000)):
+        await places.claim(worker)
+        await places.ran_for("a", ran_ms)
+        await places.die(worker)
+    assert await places.ids("w3") == ["a"]
+    await places.ran_for("a", 6000)
+    assert await places.ids("w3") == ["b"]
+
+
 async def test_a_suspect_that_outlived_its_earlier_attempts_shares_the_death_with_its_neighbours(
     places: Places,
 ) -> None:
