@@ -8,7 +8,6 @@ from typing import Final
 import arq.worker
 import uvloop
 from arq import func
-from arq.connections import RedisSettings
 from protostar_client.codec import dump_json, load_json
 from protostar_client.contract import (
     GENERATE_CHAT,
@@ -24,6 +23,7 @@ from models.database import tortoise_config
 from protostar.settings import SettingsError, load_settings
 from tasks.arguments import as_job
 from tasks.context import about_worker
+from tasks.engine.connection import arq_redis_settings
 from tasks.engine.worker import Worker
 from tasks.generate_chat import generate_chat
 from tasks.index_documents import index_documents
@@ -65,7 +65,7 @@ class WorkerSettings:
     classes = CLASSES
     slots = slots_served(SETTINGS.max_jobs, SETTINGS.serve)
     turn_function = GENERATE_CHAT
-    redis_settings = RedisSettings.from_dsn(SETTINGS.redis_url.get_secret_value())
+    redis_settings = arq_redis_settings(SETTINGS.redis_url.get_secret_value())
     redis_url = SETTINGS.redis_url.get_secret_value()
     on_startup = partial(start, SETTINGS)
     on_shutdown = stop

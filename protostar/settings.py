@@ -12,8 +12,8 @@ from decimal import Decimal
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self, TypeVar, get_args
-from urllib.parse import urlsplit
 
+from protostar_client.redis_url import SCHEMES, names_database, parse
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -60,8 +60,14 @@ class RedisSettings(_Environment):
     @field_validator("redis_url")
     @classmethod
     def _redis_scheme(cls, value: SecretStr) -> SecretStr:
-        url = urlsplit(with_scheme(value, {"redis", "rediss", "unix"}).get_secret_value())
-        if url.scheme != "unix" and not re.fullmatch(r"(/\d*)?", url.path):
+        if not value.get_secret_value().startswith("sentinel://"):  # which may name several ports
+            with_scheme(value, set(SCHEMES))
+        url = value.get_secret_value()
+        try:
+            parse(url)
+        except ValueError:  # its message may quote a part of the password
+            raise ValueError("is not a Redis URL; see docs/production.md for the forms" + QUOTING) from None
+        if not names_database(url):
             raise ValueError("does not name its database by a number; write it as redis://localhost:6379/0" + QUOTING)
         return value
 

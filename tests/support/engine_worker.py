@@ -10,10 +10,10 @@ from typing import Any, ClassVar, cast
 
 import arq.worker
 from arq import Retry, cron, func
-from arq.connections import RedisSettings
 from arq.typing import WorkerCoroutine
 from protostar_client.codec import dump_json, load_json
 
+from tasks.engine.connection import arq_redis_settings
 from tasks.engine.worker import Worker
 
 arq.worker.Worker = Worker  # type: ignore[misc]
@@ -62,7 +62,7 @@ class WorkerSettings:
         func(cast(WorkerCoroutine, job), name=job.__name__) for job in (answer, again, kill, exhaust)
     ]
     cron_jobs: ClassVar = [cron(cast(WorkerCoroutine, tick), second=set(range(60)))]
-    redis_settings = RedisSettings.from_dsn(os.environ["REDIS_URL"])
+    redis_settings = arq_redis_settings(os.environ["REDIS_URL"])
     redis_url = os.environ["REDIS_URL"]
     max_jobs = 100
     lease_s = float(os.environ.get("LEASE", "2"))

@@ -17,7 +17,7 @@ from uuid import uuid4
 import asyncpg
 from arq.connections import ArqRedis
 from arq.jobs import Job
-from redis.asyncio import ConnectionPool
+from protostar_client.redis_url import async_pool
 
 from stack.processes import Process
 from tests.support.model_control import ModelControl
@@ -44,7 +44,7 @@ class Stack:
         self.model = model
         self.corpus = corpus
         self.workers: list[Process] = []
-        self.redis = ArqRedis(ConnectionPool.from_url(redis_url), job_serializer=dump, job_deserializer=json.loads)
+        self.redis = ArqRedis(async_pool(redis_url), job_serializer=dump, job_deserializer=json.loads)
         self._folder = folder
         self.environment = {
             "REDIS_URL": redis_url,

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from typing import Any, Final, TypeVar, cast
 
+from protostar_client.redis_url import async_pool
 from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 from tortoise.backends.base.client import BaseDBAsyncClient
@@ -97,7 +98,8 @@ class Site:
         self.require("REDIS_URL")
         why, check = "Redis is unreachable", "check REDIS_URL, and that the server runs"
         try:
-            server: Redis = Redis.from_url(self.settings.redis_url.get_secret_value(), socket_connect_timeout=REACH_S)
+            pool = async_pool(self.settings.redis_url.get_secret_value(), socket_connect_timeout=REACH_S)
+            server: Redis = Redis.from_pool(pool)
         except ValueError:  # its text may quote a piece of the password
             raise Away("redis", why, "REDIS_URL is no URL", "write it as redis://user:password@host:6379/0") from None
         self._stack.push_async_callback(server.aclose)

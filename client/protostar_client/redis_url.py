@@ -1,0 +1,247 @@
+"""Redis connections from a URL: `redis://`, `rediss://`, `unix://`, and `sentinel://host:port,host:port/service/db`.
+
+A connection closes itself when its server refuses to serve, for example as a demoted primary (`READONLY`): the next
+command connects again, by then perhaps to another server, because the host name or the Sentinel is asked again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import redis.asyncio.sentinel as async_sentinel
+import redis.sentinel as sync_sentinel
+from redis import asyncio as aio
+from redis import connection as sync
+from redis.asyncio import connection as asynchronous
+from redis.exceptions import BusyLoadingError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+SCHEMES: Final = ("redis", "rediss", "unix", "sentinel")
+
+_SENTINEL_PORT: Final = 26379
+_SENTINEL_TIMEOUT_S: Final = 1.0  # a Sentinel that does not answer must leave time to ask the next one
+# Redis 6 and older put the code of a command's error into the middle of a script's error.
+_UNAVAILABLE: Final = re.compile(r"(?:^| -)(?:READONLY|LOADING|MASTERDOWN|CLUSTERDOWN|NOREPLICAS|UNBLOCKED) ")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A Redis to connect to. `options` are keyword arguments of redis-py's connections, without a connection class.
+
+    `sentinels` and `service` are set for a server that Sentinels name; `sentinel_options` are for connections to them.
+    """
+
+    options: dict[str, Any]
+    scheme: str
+    sentinels: tuple[tuple[str, int], ...] = ()
+    service: str = ""
+    sentinel_options: dict[str, Any] = field(default_factory=dict)
+    uses_tls: bool = False
+
+
+def parse(url: str) -> Target:
+    """Read a URL, with every option and escape of redis-py's URLs.
+
+    A `sentinel://` URL takes further options: `ssl=true`, `sentinel_username` and `sentinel_password`.
+
+    Raises:
+        ValueError: the URL is wrong. The message may quote a part of the password.
+    """
+    scheme = urlsplit(url).scheme
+    if scheme == "sentinel":
+        return _parse_sentinel(url)
+    options = _options(url)
+    return Target(options, scheme, uses_tls=scheme == "rediss")
+
+
+def async_pool(url: str, **options: Any) -> aio.ConnectionPool:
+    """Make a pool of connections for asyncio. `options` win over the URL's.
+
+    Raises:
+        ValueError: as `parse`.
+    """
+    target = parse(url)
+    options = _named(target.options | options, _connect_async)
+    if not target.sentinels:
+        return aio.ConnectionPool(connection_class=_ASYNC[target.scheme], **options)
+    sentinel = async_sentinel.Sentinel(target.sentinels, sentinel_kwargs=target.sentinel_options)  # type: ignore[no-untyped-call]
+    connection = _AsyncSentinelTls if target.uses_tls else _AsyncSentinel
+    return _AsyncSentinelPool(target.service, sentinel, connection_class=connection, **options)  # type: ignore[no-untyped-call]
+
+
+def sync_pool(url: str, **options: Any) -> sync.ConnectionPool:
+    """Make a pool of blocking connections. `options` win over the URL's.
+
+    Raises:
+        ValueError: as `parse`.
+    """
+    target = parse(url)
+    options = _named(target.options | options, _connect_sync)
+    if not target.sentinels:
+        return sync.ConnectionPool(connection_class=_SYNC[target.scheme], **options)
+    sentinel = sync_sentinel.Sentinel(target.sentinels, sentinel_kwargs=target.sentinel_options)  # type: ignore[no-untyped-call]
+    connection = _SyncSentinelTls if target.uses_tls else _SyncSentinel
+    return _SyncSentinelPool(target.service, sentinel, connection_class=connection, **options)  # type: ignore[no-untyped-call]
+
+
+def _options(url: str) -> dict[str, Any]:
+    options: dict[str, Any] = sync.parse_url(url)  # type: ignore[no-untyped-call]
+    options.pop("connection_class", None)
+    return options
+
+
+def _parse_sentinel(url: str) -> Target:
+    parts = urlsplit(url)
+    userinfo, at, hosts = parts.netloc.rpartition("@")
+    service, _, database = parts.path.removeprefix("/").partition("/")
+    if not hosts or not service or not re.fullmatch(r"\d*", database):
+        raise ValueError("write it as sentinel://host:26379,host:26379/service/0")
+    options = _options(f"redis://{userinfo}{at}localhost/{database}?{parts.query}")
+    del options["host"]
+    uses_tls = options.pop("ssl", "false").lower() in ("true", "1", "yes")
+    sentinel_options = {
+        "socket_timeout": _SENTINEL_TIMEOUT_S,
+        "socket_connect_timeout": _SENTINEL_TIMEOUT_S,
+        "ssl": uses_tls,
+        **{name: value for name, value in options.items() if name.startswith("ssl_")},
+    }
+    for name in ("username", "password"):
+        if value := options.pop(f"sentinel_{name}", None):
+            sentinel_options[name] = value
+    return Target(
+        options,
+        "sentinel",
+        sentinels=tuple(map(_address, hosts.split(","))),
+        service=unquote(service),
+        sentinel_options=sentinel_options,
+        uses_tls=uses_tls,
+    )
+
+
+def _address(text: str) -> tuple[str, int]:
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname:
+        raise ValueError("names no host")
+    return parts.hostname, parts.port or _SENTINEL_PORT
+
+
+def names_database(url: str) -> bool:
+    """Whether the URL names its database by a number, or leaves it out."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return True
+    database = parts.path.removeprefix("/")
+    if parts.scheme == "sentinel":
+        database = database.partition("/")[2]
+    return bool(re.fullmatch(r"\d*", database)) and all(each.isdigit() for each in parse_qs(parts.query).get("db", []))
+
+
+def _is_unavailable(error: RedisError) -> bool:
+    return isinstance(error, ReadOnlyError | BusyLoadingError) or bool(_UNAVAILABLE.search(str(error)))
+
+
+def _named(options: dict[str, Any], connect: Callable[..., Any]) -> dict[str, Any]:
+    name = options.pop("client_name", None)
+    return options | {"redis_connect_func": partial(connect, name=name)} if name else options
+
+
+async def _connect_async(connection: Any, *, name: str) -> None:
+    """Log a connection in and name it, where the server permits names."""
+    await connection.on_connect()
+    with suppress(ResponseError):
+        await connection.send_command("CLIENT", "SETNAME", name)
+        await connection.read_response()
+
+
+def _connect_sync(connection: Any, *, name: str) -> None:
+    """As `_connect_async`, for a blocking connection."""
+    connection.on_connect()
+    with suppress(ResponseError):
+        connection.send_command("CLIENT", "SETNAME", name)
+        connection.read_response()
+
+
+class _AsyncMixin:
+    """Closes a connection whose server refuses to serve."""
+
+    async def read_response(self: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return await super().read_response(*args, **options)  # type: ignore[misc]
+        except RedisError as error:
+            if not _is_unavailable(error):
+                raise
+            await self.disconnect(nowait=True)
+            raise RedisConnectionError(f"the server refuses to serve: {error}") from error
+
+
+class _SyncMixin:
+    """As `_AsyncMixin`, for blocking connections."""
+
+    def read_response(self: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return super().read_response(*args, **options)  # type: ignore[misc]
+        except RedisError as error:
+            if not _is_unavailable(error):
+                raise
+            self.disconnect()
+            raise RedisConnectionError(f"the server refuses to serve: {error}") from error
+
+
+class _AsyncTcp(_AsyncMixin, asynchronous.Connection): ...
+
+
+class _AsyncTls(_AsyncMixin, asynchronous.SSLConnection): ...
+
+
+class _AsyncUnix(_AsyncMixin, asynchronous.UnixDomainSocketConnection): ...
+
+
+class _AsyncSentinel(_AsyncMixin, async_sentinel.SentinelManagedConnection): ...
+
+
+class _AsyncSentinelTls(_AsyncMixin, async_sentinel.SentinelManagedSSLConnection): ...
+
+
+class _SyncTcp(_SyncMixin, sync.Connection): ...
+
+
+class _SyncTls(_SyncMixin, sync.SSLConnection): ...
+
+
+class _SyncUnix(_SyncMixin, sync.UnixDomainSocketConnection): ...
+
+
+class _SyncSentinel(_SyncMixin, sync_sentinel.SentinelManagedConnection): ...
+
+
+class _SyncSentinelTls(_SyncMixin, sync_sentinel.SentinelManagedSSLConnection): ...
+
+
+_ASYNC: Final[dict[str, type[Any]]] = {"redis": _AsyncTcp, "rediss": _AsyncTls, "unix": _AsyncUnix}
+_SYNC: Final[dict[str, type[Any]]] = {"redis": _SyncTcp, "rediss": _SyncTls, "unix": _SyncUnix}
+
+
+class _AsyncSentinelPool(async_sentinel.SentinelConnectionPool):
+    """A pool that closes its connections to the Sentinels with its own."""
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:
+        await super().disconnect(inuse_connections)
+        if inuse_connections:
+            for sentinel in self.sentinel_manager.sentinels:
+                await sentinel.aclose()
+
+
+class _SyncSentinelPool(sync_sentinel.SentinelConnectionPool):
+    """As `_AsyncSentinelPool`, for blocking connections."""
+
+    def disconnect(self, inuse_connections: bool = True) -> None:
+        super().disconnect(inuse_connections)
+        if inuse_connections:
+            for sentinel in self.sentinel_manager.sentinels:
+                sentinel.close()
