@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self, TypeVar, get_args
 
-from protostar_client.redis_url import SCHEMES, names_database, parse
+from protostar_client.redis_connection.url import SCHEMES, names_database, parse
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 

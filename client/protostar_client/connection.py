@@ -14,7 +14,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from protostar_client.errors import ClientClosed, ConnectionLost, InvalidUrl, RedisRefused
-from protostar_client.redis_url import SCHEMES, async_pool
+from protostar_client.redis_connection.pool import async_pool
+from protostar_client.redis_connection.url import SCHEMES
 
 T = TypeVar("T")
 

@@ -6,7 +6,8 @@ import asyncio
 from typing import Any, Final
 
 from arq.connections import ArqRedis, RedisSettings
-from protostar_client.redis_url import async_pool, parse
+from protostar_client.redis_connection.pool import async_pool
+from protostar_client.redis_connection.url import parse
 from redis.exceptions import RedisError
 
 from tasks.engine.scripts import REDIS_TIMEOUT_S

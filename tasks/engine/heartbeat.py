@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final, cast
 
 import structlog
-from protostar_client.redis_url import sync_pool
+from protostar_client.redis_connection.pool import sync_pool
 from redis import Redis
 from redis.exceptions import RedisError
 

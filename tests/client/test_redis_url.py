@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from protostar_client import ChatClient, InvalidUrl
-from protostar_client.redis_url import names_database, parse
+from protostar_client.redis_connection.url import names_database, parse
 
 from tasks.engine.connection import arq_redis_settings
 

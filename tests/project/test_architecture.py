@@ -26,7 +26,7 @@ TOO_FULL = {"rag/index": 16}
 BASE = {"protostar", "protostar_client"}
 MAY_IMPORT: dict[str, set[str]] = {
     "protostar_client": set(),
-    "protostar": set(),
+    "protostar": {"protostar_client"},
     "models": BASE,
     "rag": BASE | {"models"},
     "tasks.engine": {"protostar_client"},

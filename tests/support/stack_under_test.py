@@ -17,7 +17,7 @@ from uuid import uuid4
 import asyncpg
 from arq.connections import ArqRedis
 from arq.jobs import Job
-from protostar_client.redis_url import async_pool
+from protostar_client.redis_connection.pool import async_pool
 
 from stack.processes import Process
 from tests.support.model_control import ModelControl

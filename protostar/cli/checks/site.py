@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from typing import Any, Final, TypeVar, cast
 
-from protostar_client.redis_url import async_pool
+from protostar_client.redis_connection.pool import async_pool
 from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 from tortoise.backends.base.client import BaseDBAsyncClient

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from protostar_client.redis_url import async_pool
+from protostar_client.redis_connection.pool import async_pool
 from redis.asyncio import Redis
 
 from protostar.settings import RedisSettings
