@@ -28,7 +28,7 @@ DOCUMENT = """# 전달 보장
 일시적인 오류는 지수 백오프로 다시 시도한다.
 """
 
-pytest_plugins = ["tests.support.sampling"]
+pytest_plugins = ["tests.support.sampling", "tests.support.spreading"]
 
 _numbers = itertools.count(1)
 

@@ -55,11 +55,3 @@ def _sample_size(item: pytest.Item) -> int:
     marker = item.get_closest_marker("sample")
     assert marker is not None
     return int(marker.args[0])
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Keep the tests of a module together where its servers are started for the module; xdist spreads the others."""
-    definitions = getattr(item, "_fixtureinfo").name2fixturedefs  # noqa: B009  (pytest has no public name for it)
-    if any(found[-1].scope == "module" for found in definitions.values()):
-        item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
