@@ -30,7 +30,7 @@ async def read_history(ctx: Context, *, user_uuid: str, session_id: str, limit: 
 
 async def stored_messages(database: BaseDBAsyncClient, request: HistoryRequest) -> list[dict[str, Any]]:
     """Read the messages that a request asks for, as JSON values."""
-    session = await Session.get_or_none(user_uuid=request.user_uuid, session_id=request.session_id)
+    session = await Session.get_or_none(user_uuid=request.user_uuid, session_id=request.session_id, using_db=database)
     if session is None:
         return []
     rows = await database.execute_query_dict(_NEWEST, [session.id, request.limit])

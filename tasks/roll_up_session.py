@@ -50,7 +50,7 @@ async def roll_up_session(ctx: Context, *, session: int, until: int) -> dict[str
     """
     tools, request = ctx["tools"], RollUpRequest.parse({"session": session, "until": until})
     await close_lost_charges(ctx["redis"], tools.ratios, ctx["claim"])
-    row = await _session(request.session)
+    row = await _session(tools.database, request.session)
     label_session(row.session_id)
     count = await tools.ratios.count()
     shares = shares_of(tools.settings, tools.prompts, count)
@@ -80,8 +80,8 @@ class _Step:
         return _Step(self.turns[:count], self.turns[count - 1].answer_id, has_more=True)
 
 
-async def _session(session: int) -> Session:
-    row = await Session.get_or_none(id=session)
+async def _session(database: BaseDBAsyncClient, session: int) -> Session:
+    row = await Session.get_or_none(id=session, using_db=database)
     if row is None:
         raise JobError(ErrorCode.INVALID_REQUEST, f"session: there is no session {session}")
     return row

@@ -37,7 +37,7 @@ async def summarize_message(ctx: Context, *, message_id: int) -> dict[str, Any]:
     """
     tools, request = ctx["tools"], SummaryRequest.parse({"message_id": message_id})
     await close_lost_charges(ctx["redis"], tools.ratios, ctx["claim"])
-    message = await _answer(request.message_id)
+    message = await _answer(tools.database, request.message_id)
     label_session(message.session.session_id)
     if message.summary is not None:
         return _result(message, "", _NOTHING)
@@ -49,9 +49,9 @@ async def summarize_message(ctx: Context, *, message_id: int) -> dict[str, Any]:
     return _result(stored, charge.model, charge.spent)
 
 
-async def _answer(message_id: int) -> Message:
+async def _answer(database: BaseDBAsyncClient, message_id: int) -> Message:
     message = await Message.get_or_none(
-        id=message_id, role=MessageRole.ASSISTANT, status=MessageStatus.COMPLETED
+        id=message_id, role=MessageRole.ASSISTANT, status=MessageStatus.COMPLETED, using_db=database
     ).select_related("session")
     if message is None:
         raise JobError(ErrorCode.INVALID_REQUEST, f"message_id: there is no completed answer {message_id}")

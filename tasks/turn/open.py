@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Final
 
 from protostar_client.contract import ChatRequest, ErrorCode, JobError, check_turn_id
@@ -40,25 +41,30 @@ async def open_turn(
     """
     check_turn_id(claim.job_id)
 
-    async def work(connection: BaseDBAsyncClient) -> tuple[Message, Session, bool]:
+    async def work(connection: BaseDBAsyncClient) -> _Rows:
         return await _open(connection, request, claim.job_id, claim.attempt)
 
-    question, session, is_open = await transact(work, longest_pause_s=LONGEST_PAUSE_S)
-    if not is_open:
+    rows = await transact(work, longest_pause_s=LONGEST_PAUSE_S)
+    if not rows.is_open:
         # Redis has forgotten the attempts of an earlier life of this job; PostgreSQL has not.
-        if not await raise_attempt(claim, question.attempt + 1):
+        if not await raise_attempt(claim, rows.question.attempt + 1):
             raise LeaseLostError
-        question, session, _ = await transact(work, longest_pause_s=LONGEST_PAUSE_S)
+        rows = await transact(work, longest_pause_s=LONGEST_PAUSE_S)
     events = log.open(claim, user_uuid=named_user, session_id=request.session_id)
-    stored = await Message.filter(job_id=claim.job_id, role=MessageRole.ASSISTANT).first()
-    if stored is not None and stored.status == MessageStatus.FAILED:
-        stored = None
-    return Turn(request, claim, session, question.id, stored, events)
+    return Turn(request, claim, rows.session, rows.question.id, rows.stored, events)
 
 
-async def _open(
-    connection: BaseDBAsyncClient, request: ChatRequest, job_id: str, attempt: int
-) -> tuple[Message, Session, bool]:
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The rows of a turn; `is_open` is False where a newer attempt has opened it."""
+
+    session: Session
+    question: Message
+    stored: Message | None
+    is_open: bool
+
+
+async def _open(connection: BaseDBAsyncClient, request: ChatRequest, job_id: str, attempt: int) -> _Rows:
     session, _ = await Session.get_or_create(
         user_uuid=request.user_uuid, session_id=request.session_id, using_db=connection
     )
@@ -75,6 +81,8 @@ async def _open(
         )
     if created:
         await session.save(update_fields=["updated_at"], using_db=connection)
-        return question, session, True
+        return _Rows(session, question, stored=None, is_open=True)
     raised = await Message.filter(id=question.id, attempt__lt=attempt).using_db(connection).update(attempt=attempt)
-    return question, session, bool(raised)
+    answers = Message.filter(job_id=job_id, role=MessageRole.ASSISTANT).using_db(connection)
+    stored = await answers.exclude(status=MessageStatus.FAILED).first()
+    return _Rows(session, question, stored, is_open=bool(raised))

@@ -98,9 +98,9 @@ async def load_prompt(database: BaseDBAsyncClient, job_id: str) -> SentPrompt:
     Raises:
         RecipeError: there is no such turn, it has no prompt, or this version would make another one.
     """
-    answer = await Message.get_or_none(job_id=job_id, role=MessageRole.ASSISTANT)
+    answer = await Message.get_or_none(job_id=job_id, role=MessageRole.ASSISTANT, using_db=database)
     if answer is None or answer.prompt is None:
-        raise RecipeError(await _why_none(job_id, answer))
+        raise RecipeError(await _why_none(database, job_id, answer))
     recipe: dict[str, Any] = dict(answer.prompt)
     texts = await _texts(database, answer.session_id, recipe, job_id)  # type: ignore[attr-defined]  # Tortoise adds it
     messages = compose(_parts(recipe, texts))
@@ -114,12 +114,12 @@ async def load_prompt(database: BaseDBAsyncClient, job_id: str) -> SentPrompt:
     )
 
 
-async def _why_none(job_id: str, answer: Message | None) -> str:
+async def _why_none(database: BaseDBAsyncClient, job_id: str, answer: Message | None) -> str:
     if answer is not None and answer.status is MessageStatus.COMPLETED:
         return f"job {job_id} was answered by an older version of Protostar, which stored no prompts"
     if answer is not None:
         return f"the turn of job {job_id} ended ({answer.status.value}) before a prompt was made, so there is none"
-    if await Message.exists(job_id=job_id, role=MessageRole.USER):
+    if await Message.exists(job_id=job_id, role=MessageRole.USER, using_db=database):
         return f"the turn of job {job_id} has not ended; its prompt is stored when it ends"
     return f"there is no turn of a job {job_id}; give the id of a generate_chat job that has started"
 
