@@ -63,7 +63,8 @@ class OpenCharge:
         self.spent = Usage(input_tokens=0, output_tokens=0)
         self.attempt = claim.attempt
         self._asked = model
-        self._input_tokens = 0  # of the request under way
+        self._input_tokens = 0  # of the last request
+        self._is_under_way = False
         self._has_row = False
 
     def dump(self) -> dict[str, Any]:
@@ -107,6 +108,7 @@ class OpenCharge:
             self.attempt = await transact(lambda connection: self._open(connection, input_tokens=tokens))
             self._has_row = True
         self._input_tokens = tokens
+        self._is_under_way = True
 
     def answered_by(self, model: str) -> None:
         """Note which of the models in the settings has begun to answer."""
@@ -114,12 +116,15 @@ class OpenCharge:
 
     def add(self, usage: Usage, *, model: str) -> None:
         """Add the cost of a request that was answered by `model`."""
+        self._is_under_way = False
         self.spent = _sum(self.spent, usage)
         metrics.spent(self._asked, usage)
         self.model = model
 
     def add_estimate(self, *, output_tokens: int) -> None:
-        """Add the request under way, for which the provider names no usage."""
+        """Add the request under way, if there is one, for which the provider names no usage."""
+        if not self._is_under_way:
+            return
         usage = Usage(input_tokens=self._input_tokens, output_tokens=output_tokens, estimated=True)
         self.add(usage, model=self.model)
 
@@ -184,8 +189,7 @@ async def billed(
         await charge.complete_alone(code_of(error))
         raise
     except BaseException:
-        if charge.is_sent:
-            charge.add_estimate(output_tokens=output_tokens())
+        charge.add_estimate(output_tokens=output_tokens())
         await charge.give_up()
         raise
 

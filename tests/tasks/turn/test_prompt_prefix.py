@@ -7,7 +7,7 @@ from itertools import pairwise
 from uuid import uuid4
 
 from tests.support.stack_under_test import Stack
-from tests.tasks.turn.test_bill import NO_REINDEX, ended
+from tests.tasks.billing.test_bill import NO_REINDEX, ended
 
 QUESTIONS = (
     "워커가 죽으면 작업은 어떻게 되나요?",

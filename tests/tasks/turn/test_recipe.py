@@ -22,7 +22,7 @@ from protostar.settings import SHIPPED_PROMPTS_DIR
 from rag.prompt.parts import PromptParts
 from tasks.turn.prompt_record import Recipe
 from tests.support.stack_under_test import Stack, until
-from tests.tasks.turn.test_bill import LONG_ANSWER, NO_REINDEX, ended
+from tests.tasks.billing.test_bill import LONG_ANSWER, NO_REINDEX, ended
 
 SUMMARY = "작업은 잃지 않으며 15초 안에 다른 워커가 이어받습니다."
 QUESTION = "워커가 죽으면 작업은 몇 초 안에 이어받나요?"

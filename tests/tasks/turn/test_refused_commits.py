@@ -13,7 +13,7 @@ from tortoise.exceptions import OperationalError, TransactionManagementError
 from models.transaction import is_transient
 from stack.processes import Process
 from tests.support.stack_under_test import Stack, check_order, text_of, until
-from tests.tasks.turn.test_bill import NO_REINDEX, USAGE, charges, tokens
+from tests.tasks.billing.test_bill import NO_REINDEX, USAGE, charges, tokens
 
 ANSWER = "하나뿐인 답입니다."
 

@@ -8,7 +8,7 @@ from uuid import uuid4
 from protostar_client import keys
 
 from tests.support.stack_under_test import Stack, text_of, until
-from tests.tasks.turn.test_bill import NO_REINDEX, USAGE, charges, ended, refusal
+from tests.tasks.billing.test_bill import NO_REINDEX, USAGE, charges, ended, refusal
 
 CAP = {"PROTOSTAR_USER_DAILY_TOKENS": "375"}
 
