@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from typing import Any
 
 import pytest
 
@@ -19,11 +20,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the markers; choose the seed, which xdist hands to its workers."""
+    """Register the markers; choose the seed, or take over the one that the run has chosen."""
     config.addinivalue_line("markers", "sample(n): without --full, run n drawn cases of this test")
     config.addinivalue_line("markers", "regression: a case of a sampled test that always runs")
-    if config.option.seed is None:
+    if given := getattr(config, "workerinput", None):
+        config.option.seed = given["seed"]
+    elif config.option.seed is None:
         config.option.seed = random.randrange(1_000_000)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Give the seed to a process of xdist: all of them must draw the same cases."""
+    node.workerinput["seed"] = node.config.option.seed
 
 
 def pytest_report_header(config: pytest.Config) -> str:
