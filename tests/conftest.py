@@ -1,4 +1,4 @@
-"""Real servers for the tests: one Redis and one PostgreSQL a run, clean for every test."""
+"""Starts real servers for the tests: one Redis and one PostgreSQL per process, clean for every test."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="session")
 def account() -> Account | None:
-    """Who the servers run as."""
+    """The account that the servers run as."""
     return server_account()
 
 
 @pytest.fixture(scope="session")
 def base_folder(account: Account | None) -> Iterator[Path]:
-    """Where the servers of this run live."""
+    """The folder of this run's servers."""
     with temporary_base_folder(account) as base:
         yield base
 

@@ -100,7 +100,7 @@ async def _abort(redis: Redis, job: str) -> bool:
 
 @asynccontextmanager
 async def _job(settings: RedisSettings, job: str) -> AsyncIterator[tuple[JobHandle | None, Redis]]:
-    """The handle of a job, whosever it is; None where it is nobody's, as a reindex is.
+    """Return the handle of a job of any user; None where the job has no user, as a reindex.
 
     Raises:
         CommandError: there is no such job.

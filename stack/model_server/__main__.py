@@ -1,4 +1,4 @@
-"""Run the model server until it is told to stop."""
+"""Run the model server until it is stopped."""
 
 from __future__ import annotations
 

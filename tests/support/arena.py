@@ -1,4 +1,4 @@
-"""Two workers behind a gate, servers of their own, and what must be true of a job whatever was done to them."""
+"""Two workers behind a gate, with servers of their own, and the checks of a job after any fault."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _KEPT_TOO: Final = ("protostar:reaper", "protostar:token-ratios")
 
 @dataclass(slots=True)
 class Ground:
-    """What outlives a test: the servers, the gate, a folder, and the workers that still run."""
+    """State that outlives a test: the servers, the gate, a folder, and the workers that still run."""
 
     redis: Redis
     postgres: Postgres
@@ -41,7 +41,7 @@ class Ground:
 
 @contextmanager
 def prepared_ground(account: Account | None, folder: Path) -> Iterator[Ground]:
-    """Servers of one's own, ended with the workers at the end."""
+    """Start servers, and stop them and the workers at the end."""
     (folder / "corpus").mkdir()
     with (
         temporary_base_folder(account) as base,
@@ -62,7 +62,7 @@ def prepared_ground(account: Account | None, folder: Path) -> Iterator[Ground]:
 
 
 class Arena(Stack):
-    """A stack with two workers; every loss is made good before the next test."""
+    """A stack with two workers; lost workers are replaced before the next test."""
 
     def __init__(self, ground: Ground, model: ModelControl) -> None:
         super().__init__(
@@ -80,20 +80,20 @@ class Arena(Stack):
         }
 
     def launch(self, *arguments: str, settings: str = "arq_settings.WorkerSettings", **environment: str) -> Process:
-        """A worker that logs all there is to log."""
+        """Start a worker that logs every event."""
         return super().launch(
             "--custom-log-dict", "tests.support.worker_log.LOGGING", *arguments, settings=settings, **environment
         )
 
     async def open(self) -> None:
-        """Two workers, a model that forgets, and a Redis that loses nothing it has acknowledged."""
+        """Start two workers, reset the model, and make Redis write every change to disk before it answers."""
         self.model.reset()
         self.model.script({"model": SUMMARY_MODEL, "pieces": [SUMMARY], "times": None})
         await self.redis.config_set("appendfsync", "always")
         await self.refill()
 
     async def refill(self) -> None:
-        """Start what is missing of two workers."""
+        """Start workers until two run."""
         while sum(worker.running for worker in self.workers) < 2:
             await self.start_worker()
 
@@ -102,22 +102,22 @@ class Arena(Stack):
         return next(worker for worker in self.workers if worker.pid == pid)
 
     async def chat_requests(self, job_id: str) -> int:
-        """How often the model was asked a job's question."""
+        """Count the requests to the model for a job's answer."""
         requests = await asyncio.to_thread(self.model.requests, 1000)
         return sum(r["body"]["model"] == "test-model" and job_id in str(r["body"]["messages"]) for r in requests)
 
     async def tries(self, job_id: str) -> int:
-        """How many attempts of a running job count."""
+        """Return the number of attempts of a running job that count."""
         record: dict[bytes, bytes] = await self.redis.hgetall(f"protostar:job:{job_id}")  # type: ignore[misc]
         return int(record[b"attempt"]) - int(record[b"spared"])
 
     async def first_reason(self, job_id: str) -> str | None:
-        """Why the first attempt that the reader hears of is not the first."""
+        """Return the reason why the first attempt in the event log is not attempt 1."""
         first: str | None = (await self.events(job_id))[0].get("reason")
         return first
 
     async def record(self, job_id: str) -> dict[str, Any]:
-        """All there is of a job: its events, its rows, its result."""
+        """Return the events, the rows and the result of a job."""
         return {
             "events": await self.redis.xrange(f"chat:events:{job_id}"),
             "rows": await self.messages(job_id),
@@ -125,7 +125,7 @@ class Arena(Stack):
         }
 
     async def check_answered(self, job_id: str, *, attempt: int, requests: int) -> None:
-        """The reader's view, the rows and the model's log of a job that was answered once.
+        """Check events, rows and model requests of a job that was answered once.
 
         `attempt` is the one that told the ending, `requests` how often the model was asked.
         """
@@ -144,7 +144,7 @@ class Arena(Stack):
         assert (await self.messages(job_id))[1]["summary"] == SUMMARY
 
     async def check_nothing_left(self, *, outbox: bool = True) -> None:
-        """No trace of a job that has ended, in the queue or in the outbox."""
+        """Check that queue and outbox have no trace of ended jobs."""
 
         left: list[bytes] = []
 
@@ -160,7 +160,7 @@ class Arena(Stack):
             await until(relayed, "the outbox is empty", self.logs)
 
     async def summary_requests(self) -> int:
-        """How often the model was asked for a summary."""
+        """Count the requests to the model for summaries."""
         requests = await asyncio.to_thread(self.model.requests, 1000)
         return sum(request["body"]["model"] == SUMMARY_MODEL for request in requests)
 

@@ -1,4 +1,4 @@
-"""Making and asking the adapters, for tests of all of them."""
+"""Makes providers and asks them, for tests of all adapters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHORT_S: Final = 0.3
 
 
 class Make(Protocol):
-    """Makes a provider of one kind; it waits for long unless told otherwise."""
+    """Makes a provider of one kind, by default with long time limits."""
 
     def __call__(
         self, base_url: str, *, api_key: str = KEY, first_token_s: float = 20, stall_s: float = 20

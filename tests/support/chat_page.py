@@ -1,4 +1,4 @@
-"""The chat page in headless Chromium, as a test drives it and looks at it."""
+"""Drives the chat page in headless Chromium."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 from tests.support.stack_under_test import DEADLINE_S, ROOT, Stack
 
 SCREENSHOTS: Final = ROOT / "docs" / "screenshots" if os.environ.get("SCREENSHOTS") else None
-"""Where pictures go; None where none are to be taken."""
+"""The folder for screenshots; None where none are taken."""
 DESKTOP: Final = {"viewport": {"width": 860, "height": 600}}
 PHONE: Final = {"viewport": {"width": 390, "height": 700}, "is_mobile": True, "has_touch": True}
 _DEADLINE_MS: Final = DEADLINE_S * 1000

@@ -25,7 +25,7 @@ def worker(redis: Redis) -> PlayedWorker:
 
 @pytest.fixture
 async def heard(redis: Redis) -> AsyncIterator[Callable[[], Awaitable[str]]]:
-    """Waits for what the next idle worker hears."""
+    """Waits for the next wake-up of an idle worker."""
 
     async def next_message() -> str:
         while True:

@@ -1,4 +1,4 @@
-"""Running the fault matrix: `python -m tests.support.fault_run` does so and writes its table into `docs/faults.md`."""
+"""Runs the fault matrix; `python -m tests.support.fault_run` writes its table into `docs/faults.md`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _ATTEMPT_ENDED: Final = re.compile(r"attempt_ended job_id=(\S+) function=generat
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What became of a case's job."""
+    """The outcome of a case's job."""
 
     events: list[dict[str, Any]]
     requests: int
@@ -66,7 +66,7 @@ Matrix = dict[tuple[ProviderName, str], Seen]
 
 @contextmanager
 def prepared_servers(account: Account | None, folder: Path) -> Iterator[tuple[Redis, Postgres, ModelControl]]:
-    """Servers of one's own."""
+    """Start Redis, PostgreSQL and a model server."""
     (folder / "corpus").mkdir()
     with (
         temporary_base_folder(account) as base,

@@ -1,4 +1,4 @@
-"""What a provider may do wrong, and what becomes of the job then: the rows of the fault matrix."""
+"""The rows of the fault matrix: faults of a provider and the endings of their jobs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Case:
 
     @property
     def outcome(self) -> str:
-        """What the page says of the ending."""
+        """The ending in the page's words."""
         if self.ending != "done":
             return f"`{self.ending}`"
         return "the answer" if (self.attempts or self.requests) == 1 else "the next answer"

@@ -1,4 +1,4 @@
-"""The example gateway before the shared worker, and somebody who uses it; taken in with `pytest_plugins`."""
+"""Fixtures of the example gateway and its users; a test module includes them with `pytest_plugins`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.visitor import Visitor, gateway_before, visitor_of
 
 @pytest.fixture(scope="session")
 def gateway(shared_places: tuple[str, str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """A gateway before the shared worker; a test that uses it wants `shared_stack` too."""
+    """A gateway in front of the shared worker; its tests use `shared_stack` too."""
     redis_url, database_url, _ = shared_places
     with gateway_before(redis_url, database_url, tmp_path_factory.mktemp("gateway")) as running:
         yield running

@@ -1,4 +1,4 @@
-"""Starting, steering and watching the local model server from a test."""
+"""Starts and controls the local model server from a test."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class ModelControl:
 
 @contextmanager
 def running_model_server(folder: Path, *, tokens_per_second: float = 0) -> Iterator[ModelControl]:
-    """A model server of one's own; 0 tokens per second is as fast as possible."""
+    """Start a model server; 0 tokens per second is as fast as possible."""
     port_file = folder / "model-server.port"
     port_file.unlink(missing_ok=True)
     arguments = ["--port-file", str(port_file), "--tokens-per-second", str(tokens_per_second)]

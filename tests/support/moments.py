@@ -1,4 +1,4 @@
-"""Stopping a chat job at a named moment of its life, in a worker that knows nothing of it."""
+"""Stops a chat job at a named moment, in an unmodified worker."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SUMMARY_MODEL: Final = "summary-model"
 
 
 class Moment(StrEnum):
-    """Where a job is stopped."""
+    """The moments at which a job can be stopped."""
 
     CLAIM_UNHEARD = "claim_unheard"  # Redis has given the job to a worker, which has not heard of it
     CLAIMED = "claimed"  # while the question is stored
@@ -47,7 +47,7 @@ IN_TRANSACTION: Final = {Moment.CLAIMED: 1, Moment.BEFORE_COMMIT: 2, Moment.IN_C
 TOLD: Final = {Moment.DONE_UNHEARD, Moment.BEFORE_FINISH, Moment.FINISH_UNHEARD, Moment.IN_RELAY}
 """Moments after `done`."""
 STORED: Final = TOLD | {Moment.IN_COMMIT, Moment.BEFORE_DONE}
-"""Moments at which PostgreSQL has the answer, or will have it whatever becomes of the worker."""
+"""Moments at which PostgreSQL has the answer, or will have it even if the worker dies."""
 
 # Each waits while somebody holds the lock (its number, the job's hash): inside a statement, or inside COMMIT.
 TRIGGERS: Final = """
@@ -130,7 +130,7 @@ def again(job_id: str) -> str:
 
 
 async def pid_of_owner(stack: Stack, job_id: str) -> int:
-    """The process that holds a job's lease; 0 where nobody does."""
+    """Return the process id of the lease's owner; 0 where there is none."""
     lease = await stack.redis.get(f"arq:in-progress:{job_id}")
     return int(lease.decode().rsplit("-", 2)[1]) if lease else 0
 

@@ -1,4 +1,4 @@
-"""For tests of the client against a real Redis: the worker's side, played by its protocol."""
+"""Plays the worker's side of the protocol against a real Redis, for tests of the client."""
 
 from __future__ import annotations
 

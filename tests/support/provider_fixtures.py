@@ -1,4 +1,4 @@
-"""Every adapter before the model server; a test module takes the fixtures in with `pytest_plugins`."""
+"""Fixtures of all adapters in front of the model server; a test module includes them with `pytest_plugins`."""
 
 from __future__ import annotations
 

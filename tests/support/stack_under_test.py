@@ -31,7 +31,7 @@ ENDINGS: Final = ("done", "error", "cancelled")
 
 
 def dump(value: Any) -> bytes:
-    """What a producer that knows only ARQ and JSON would use."""
+    """Return a connection of a producer that knows only ARQ and JSON."""
     return json.dumps(value).encode()
 
 
@@ -56,7 +56,7 @@ class Stack:
         }
 
     def launch(self, *arguments: str, settings: str = "arq_settings.WorkerSettings", **environment: str) -> Process:
-        """A worker process, not yet known to be ready."""
+        """Start a worker process without waiting until it serves."""
         worker = Process(
             [sys.executable, "-m", "arq", settings, *arguments],
             log=self._folder / f"worker-{len(self.workers)}.log",
@@ -67,7 +67,7 @@ class Stack:
         return worker
 
     async def start_worker(self, *, settings: str = "arq_settings.WorkerSettings", **environment: str) -> Process:
-        """A worker that serves."""
+        """Start a worker and wait until it serves."""
         before = await self.owners()
         worker = self.launch(settings=settings, **environment)
 
@@ -84,7 +84,7 @@ class Stack:
         return set(members)
 
     async def close(self) -> None:
-        """End every worker; let go of Redis."""
+        """Kill every worker and close the connection to Redis."""
         self.model.reset()
         for worker in self.workers:
             if worker.running:
@@ -93,7 +93,7 @@ class Stack:
         await self.disconnect()
 
     async def disconnect(self) -> None:
-        """Let go of Redis."""
+        """Close the connection to Redis."""
         await self.redis.aclose(close_connection_pool=True)
 
     async def ask(
@@ -122,7 +122,7 @@ class Stack:
         return [event async for event in self.follow(job_id, last_id)]
 
     async def follow(self, job_id: str, last_id: str = "0-0") -> AsyncIterator[dict[str, Any]]:
-        """Events as they come, up to the ending; the test fails if it does not come."""
+        """Yield events as they arrive, up to the terminal event; the test fails if that does not come."""
         deadline = time.monotonic() + DEADLINE_S
         while True:
             assert time.monotonic() < deadline, f"{job_id} did not end: {self.logs()}"
@@ -173,7 +173,7 @@ class Stack:
         return await process.wait()
 
     async def output(self, *arguments: str) -> str:
-        """What the `protostar` command prints; the test fails if the command does."""
+        """Return the output of the `protostar` command; the test fails if the command does."""
         code, printed, said = await self.run(*arguments)
         assert code == 0, said
         return printed
@@ -212,13 +212,13 @@ async def until(
 
 
 def text_of(events: list[dict[str, Any]]) -> str:
-    """The answer as the last attempt told it."""
+    """Join the text of the last attempt."""
     attempt = events[-1]["attempt"]
     return "".join(e["text"] for e in events if e["type"] == "delta" and e["attempt"] == attempt)
 
 
 def check_order(events: list[dict[str, Any]]) -> None:
-    """Attempts rise, seq has no hole, and nothing follows the one ending."""
+    """Check that attempts rise, seq has no gap, and exactly one terminal event comes last."""
     last = (0, 0)
     for event in events:
         attempt, seq = event["attempt"], event["seq"]
@@ -231,7 +231,7 @@ def check_order(events: list[dict[str, Any]]) -> None:
 
 
 def clean_environment() -> dict[str, str]:
-    """This environment without what Protostar reads."""
+    """Return this environment without the variables that Protostar reads."""
     dropped = ("OPENAI_", "OPENROUTER_", "PROTOSTAR_", "REDIS_URL", "DATABASE_URL")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     return kept | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}

@@ -1,4 +1,4 @@
-"""Talking to the example gateway without a browser."""
+"""Talks to the example gateway without a browser."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def gateway_before(
 
 
 class Visitor:
-    """Somebody who has opened the page, and talks to the gateway as its script does."""
+    """A user who has opened the page, and talks to the gateway as its script does."""
 
     def __init__(self, http: httpx.AsyncClient) -> None:
         self.http = http
@@ -38,7 +38,7 @@ class Visitor:
         return job_id
 
     async def events(self, job_id: str, **request: Any) -> list[dict[str, Any]]:
-        """What is told of an answer, up to the end of the stream; each with the `id` that it was sent under."""
+        """Return the events of an answer up to the end of the stream, each with its `id`."""
         async with self.http.stream("GET", f"/api/answers/{job_id}/events", **request) as stream:
             assert stream.status_code == 200
             return [event async for event in sse_events(stream)]

@@ -1,4 +1,4 @@
-"""What a worker in a test writes into its log, for ARQ's `--custom-log-dict`: every event of ours."""
+"""A log configuration for ARQ's `--custom-log-dict` that writes every event of Protostar."""
 
 from __future__ import annotations
 

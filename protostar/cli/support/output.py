@@ -68,5 +68,5 @@ def span(seconds: float | None) -> str:
 
 
 def _drop_output() -> None:
-    """Send what is left in the buffer nowhere, so that Python does not fail once more at its exit."""
+    """Discard the rest of the buffer, so that Python does not fail again at its exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
