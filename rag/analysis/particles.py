@@ -18,6 +18,7 @@ _LONGEST_TAIL: Final = 5
 
 
 _QUESTION_WORDS: Final = frozenset(read_sections("weak_words.txt")["question"])
+_HOMONYMS: Final = frozenset(read_sections("weak_words.txt")["homonym"])
 WEAK_WORDS: Final = frozenset(read_words("weak_words.txt"))
 _ENDS: Final = read_sections("word_ends.txt")
 _NOUNS: Final = frozenset(_ENDS.pop("noun"))
@@ -39,11 +40,13 @@ class WordParts:
     is_weak: bool
 
 
-def word_parts(word: str) -> WordParts:
-    """Separate a run of Hangul syllables from its particle or ending."""
+def word_parts(word: str, before: str = "", after: str = "") -> WordParts:
+    """Separate a run of Hangul syllables from its particle or ending; `before` and `after` are the words beside it."""
     if word in WEAK_WORDS:
-        return WordParts(word, "", is_weak=True)
+        return WordParts(word, "", is_weak=not (word in _HOMONYMS and _is_noun(word, before, after)))
     core, tail = _strip(word)
+    if core in _HOMONYMS and tail in ("particle", "copula"):
+        return WordParts(core, tail, is_weak=False)
     if tail in ("copula", "noun_verb") and core not in WEAK_WORDS:
         core = without_particle(core)
     if tail != "verb" and (core in WEAK_WORDS or core in _TAILS):
@@ -51,6 +54,11 @@ def word_parts(word: str) -> WordParts:
     if len(word) >= _UNSPACED_SYLLABLES:
         core = _without_question_words(core)
     return WordParts(core, tail, is_weak=False)
+
+
+def _is_noun(word: str, before: str, after: str) -> bool:
+    """Whether a homonym is a noun here: "관해 판정" but "요금에 관해", "감사 일정" but "감사 드려요"."""
+    return not before.endswith("에") if word == "관해" else bool(after) and not after.startswith("드")
 
 
 def without_particle(word: str) -> str:

@@ -16,7 +16,7 @@ from rag.analysis.loan_words import (
     sound_of_hangul,
 )
 from rag.analysis.morphemes import morphemes
-from rag.analysis.particles import WEAK_WORDS, Tail, unspaced_words, word_parts
+from rag.analysis.particles import WEAK_WORDS, Tail, WordParts, unspaced_words, word_parts
 from rag.analysis.synonyms import NO_SYNONYMS, Synonyms
 from rag.analysis.terms import RUNS, fold, terms, terms_of_run
 
@@ -146,7 +146,8 @@ def _words_of(text: str, synonyms: Synonyms) -> Iterable[Word]:
         before = tokens[place - 1] if place else None
         after = tokens[place + 1] if place + 1 < len(tokens) else None
         if _HANGUL.match(run) and len(terms_of_run(run)) and not run.startswith("제"):
-            yield from _hangul_words(run, synonyms, before=_beside(before, token), after=_beside(token, after))
+            parts = word_parts(run, before[0] if before else "", after[0] if after else "")
+            yield from _hangul_words(parts, run, synonyms, before=_beside(before, token), after=_beside(token, after))
         elif found := terms_of_run(run):
             yield from _other_word(run, found, synonyms)
         if code := _spaced_code(token, after, text):
@@ -171,8 +172,7 @@ def _spaced_code(token: re.Match[str], after: re.Match[str] | None, text: str) -
     return f"{letters}{digits}".lower() if is_code else ""
 
 
-def _hangul_words(run: str, synonyms: Synonyms, *, before: str, after: str) -> Iterable[Word]:
-    parts = word_parts(run)
+def _hangul_words(parts: WordParts, run: str, synonyms: Synonyms, *, before: str, after: str) -> Iterable[Word]:
     if parts.is_weak:
         yield Word(run, WEAK_WEIGHT, _units(run, before, after))
         return
@@ -181,7 +181,7 @@ def _hangul_words(run: str, synonyms: Synonyms, *, before: str, after: str) -> I
         # The run itself gives the order its bigrams; its parts say what is enough.
         yield Word(run, WEAK_WEIGHT, _units(parts.core, before, ""))
         for part in (first, *others):
-            yield from _hangul_words(part, synonyms, before="", after="")
+            yield from _hangul_words(word_parts(part), part, synonyms, before="", after="")
         return
     units = _units(parts.core, before, after if parts.core == run else "")
     if len(parts.core) == 1 and parts.tail == "verb":

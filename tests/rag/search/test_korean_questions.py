@@ -18,7 +18,7 @@ from rag.search.retrieve import retrieve
 DATA = Path(__file__).parents[2] / "data"
 PAGES: list[dict[str, Any]] = [
     json.loads(line)
-    for name in ("korean_questions.jsonl", "identifiers.jsonl")
+    for name in ("korean_questions.jsonl", "identifiers.jsonl", "more_questions.jsonl")
     for line in (DATA / name).read_text(encoding="utf-8").splitlines()
 ]
 QUESTIONS = [(page["document"], question) for page in PAGES for question in page["questions"]]
