@@ -52,7 +52,7 @@ def search(
         typer.Option(help="Search only the documents whose path matches this glob pattern; may be repeated."),
     ] = None,
     why: Annotated[
-        bool, typer.Option("--why", help="With --json: add the question's words that a passage shares.")
+        bool, typer.Option("--why", help="With --json: add the question's words that a passage shares, and how.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a question.")] = False,
 ) -> None:
@@ -94,27 +94,28 @@ def _parse(line: str, place: str) -> _Question:
 
 
 async def _print_all(settings: CorpusSettings, asked: _Asked, *, why: bool, json: bool) -> None:
-    from rag.search.explain import shared_words
-
-    async for question, passages, error in _answers(settings, asked):
+    async for question, passages, reasons, error in _answers(settings, asked):
         if error:
             note(f"searched by words alone, the question could not be embedded: {error}")
         if json:
             found = [{name: getattr(passage, name) for name in _FIELDS} for passage in passages]
             if why:
-                for result, passage in zip(found, passages, strict=True):
-                    result["why"] = shared_words(question.text, passage)
+                for result, words in zip(found, reasons, strict=True):
+                    result["why"] = words
             write_json({"id": question.id, "results": found} | ({"embedding_error": error} if error else {}))
         else:
-            _print(question, passages, with_question=len(asked.questions) > 1, floor=asked.floor)
+            _print(question, passages, reasons, with_question=len(asked.questions) > 1, floor=asked.floor)
 
 
-async def _answers(settings: CorpusSettings, asked: _Asked) -> AsyncIterator[tuple[_Question, list[Passage], str]]:
-    """Each question with its passages, and why they were not found by vectors too, if they should have been."""
+async def _answers(
+    settings: CorpusSettings, asked: _Asked
+) -> AsyncIterator[tuple[_Question, list[Passage], list[list[str]], str]]:
+    """Each question with its passages, the words each was found by, and why vectors did not help, if they should."""
     from models.database import connect
     from rag.analysis.synonyms import read_synonyms
     from rag.providers.embedder import embedding
     from rag.search.document_filter import DocumentFilter
+    from rag.search.explain import shared_words
     from rag.search.rerank import reranking
     from rag.search.retrieve import retrieve
 
@@ -134,17 +135,23 @@ async def _answers(settings: CorpusSettings, asked: _Asked) -> AsyncIterator[tup
                 documents=DocumentFilter.of(asked.documents),
                 synonyms=synonyms,
             )
-            yield question, passages, embedder.question_error if embedder else ""
+            reasons = [shared_words(question.text, passage, synonyms) for passage in passages]
+            yield question, passages, reasons, embedder.question_error if embedder else ""
 
 
-def _print(question: _Question, passages: Sequence[Passage], *, with_question: bool, floor: bool) -> None:
-    from rag.search.explain import shared_words
-
+def _print(
+    question: _Question,
+    passages: Sequence[Passage],
+    reasons: Sequence[Sequence[str]],
+    *,
+    with_question: bool,
+    floor: bool,
+) -> None:
     if with_question:
         write(f"# {question.text}\n\n")
-    for number, passage in enumerate(passages, start=1):
+    for number, (passage, shared) in enumerate(zip(passages, reasons, strict=True), start=1):
         place = " > ".join(filter(None, (passage.document, passage.heading)))
-        words = ", ".join(shared_words(question.text, passage)) or "its document's title, or nearness in meaning"
+        words = ", ".join(shared) or "its document's title, or nearness in meaning"
         write(f"{number}. {place} ({passage.score:.2f})\nfound by: {words}\n{passage.text}\n\n")
     if not passages:
         nearest = "--no-floor prints what comes nearest, " if floor else ""
