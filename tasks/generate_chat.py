@@ -14,7 +14,7 @@ from tasks.billing.charges import OpenCharge, billed
 from tasks.billing.lost_charges import close_lost_charges
 from tasks.context import Context
 from tasks.turn.endings import finish, finish_kept, publish_stored, raise_recorded_ending
-from tasks.turn.kept_answers import read_kept_answer
+from tasks.turn.kept_answers import drop_kept_answer, read_kept_answer
 from tasks.turn.open import open_turn
 from tasks.turn.request import fit_prompt, gather
 from tasks.turn.stream import stream_answer
@@ -88,11 +88,14 @@ async def _open(ctx: Context, request: ChatRequest, *, named_user: str) -> Turn:
 
 async def _finish_without_model(ctx: Context, turn: Turn) -> dict[str, Any] | None:
     """Finish a turn whose answer an earlier attempt has committed or kept; None for any other."""
+    tools, redis, claim = ctx["tools"], ctx["redis"], ctx["claim"]
+    is_first = claim.attempt == 1
     if turn.stored is not None:
-        return await publish_stored(ctx["tools"], turn, turn.stored)
-    is_first = ctx["claim"].attempt == 1
-    if not is_first and (kept := await read_kept_answer(ctx["redis"], ctx["claim"])) is not None:
-        return await finish_kept(ctx["tools"], ctx["redis"], turn, kept)
+        if not is_first:
+            await drop_kept_answer(redis, claim.job_id)  # the commit may have succeeded unacknowledged
+        return await publish_stored(tools, turn, turn.stored)
+    if not is_first and (kept := await read_kept_answer(redis, claim)) is not None:
+        return await finish_kept(tools, redis, turn, kept)
     return None
 
 
