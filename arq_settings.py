@@ -59,7 +59,7 @@ class WorkerSettings:
         func(as_job(roll_up_session), name=ROLL_UP_SESSION, keep_result=0),
         func(as_job(reindex_corpus), name=REINDEX_CORPUS, timeout=REINDEX_TIMEOUT_S),
         func(as_job(index_documents), name=INDEX_DOCUMENTS, timeout=REINDEX_TIMEOUT_S, keep_result=0),
-        func(as_job(read_history), name=READ_HISTORY),
+        func(as_job(read_history), name=READ_HISTORY, keep_result=60),  # its client waits for less
     ]
     cron_jobs = reindex_schedule(SETTINGS.reindex_minutes)
     classes = CLASSES

@@ -172,6 +172,7 @@ class Settings(CorpusSettings, RedisSettings):
     first_token_timeout: float = Field(60, gt=0, le=86_400)
     stall_timeout: float = Field(30, gt=0, le=86_400)
     event_ttl: int = Field(3600, ge=1, le=31_536_000)
+    older_protocol: bool = True
     shutdown_grace: int = Field(20, ge=0, le=86_400)
 
     requests_per_minute: int = Field(0, ge=0)

@@ -59,7 +59,8 @@ async def start(settings: Settings, ctx: dict[Any, Any]) -> None:
             ctx["tools"] = await _make_tools(settings, ctx["redis"], ctx["queue"], stack)
         except (DatabaseError, PromptsError, FatalProviderError) as error:
             raise StartupError(str(error)) from None
-        stack.push_async_callback(OlderIntake(ctx["redis"]).close)
+        if settings.older_protocol:
+            stack.push_async_callback(OlderIntake(ctx["redis"]).close)
         if settings.metrics_port:
             read = partial(read_status, ctx["redis"], ctx["tools"].database)
             server = MetricsServer(
@@ -94,7 +95,7 @@ async def _make_tools(settings: Settings, redis: ArqRedis, queue: Queue, stack: 
     stack.push_async_callback(ratios.close)
     outbox = OutboxRelay(redis)
     stack.push_async_callback(outbox.close)
-    events = EventLog(redis, owner=queue.owner, ttl_s=settings.event_ttl)
+    events = EventLog(redis, owner=queue.owner, ttl_s=settings.event_ttl, is_mirrored=settings.older_protocol)
     stack.push_async_callback(events.close)
     reranker = make_reranker(settings)
     if reranker is not None:

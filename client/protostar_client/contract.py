@@ -110,7 +110,7 @@ def _in_words(problem: Mapping[str, Any]) -> str:
     if "min_length" in limits:
         return "is empty; give at least one character"
     if "max_length" in limits:
-        unit = "characters" if str(problem["type"]).startswith("string") else "entries"
+        unit = "entries" if limits.get("field_type") in ("List", "Tuple") else "characters"
         return f"is too long; give at most {limits['max_length']:,} {unit}"
     return str(problem["msg"]).removeprefix("Value error, ")
 

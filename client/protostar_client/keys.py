@@ -35,6 +35,7 @@ ALIVE_PREFIX: Final = "protostar:alive:"
 HOLDERS: Final = "protostar:holders"
 OWNERS: Final = "protostar:owners"
 DEAD: Final = "protostar:dead"
+DEAD_BYTES: Final = "protostar:dead:bytes"
 REAPER: Final = "protostar:reaper"
 GATE_PREFIX: Final = "protostar:gate:"  # and a provider and its model
 LIMITS: Final = "protostar:limits"

@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 from collections.abc import Awaitable, Callable
+from itertools import islice
 from typing import Any, Final
 
 import structlog
@@ -22,6 +23,9 @@ logger = structlog.stdlib.get_logger("protostar.settle")
 
 UNRECORDED_DELAY_S: Final = 5.0
 RETRY_S: Final = 0.5
+# A result is kept for hours, and nobody reads the request's page in it.
+ARGUMENTS_MAX: Final = 20
+ARGUMENT_MAX_CHARACTERS: Final = 1000
 
 
 class Settler:
@@ -92,8 +96,8 @@ class Settler:
             return None, 0
         data = serialize_result(
             attempt.function,
-            attempt.args,
-            attempt.kwargs,
+            tuple(map(_shortened, attempt.args[:ARGUMENTS_MAX])),
+            {name: _shortened(value) for name, value in islice(attempt.kwargs.items(), ARGUMENTS_MAX)},
             attempt.claim.attempt,
             attempt.enqueue_ms,
             success,
@@ -106,6 +110,18 @@ class Settler:
             serializer=self._options.job_serializer,
         )
         return data, 0 if math.isinf(keep_s) else int(keep_s * 1000)
+
+
+def _shortened(argument: Any) -> Any:
+    match argument:
+        case str():
+            return argument[:ARGUMENT_MAX_CHARACTERS]
+        case None | bool() | int() | float():
+            return argument
+        case list():
+            return [text[:ARGUMENT_MAX_CHARACTERS] for text in argument[:ARGUMENTS_MAX] if isinstance(text, str)]
+        case _:
+            return None
 
 
 async def _until_recorded(call: Callable[[], Awaitable[bool]]) -> bool:

@@ -15,7 +15,7 @@ import json
 import random
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, cast
 from uuid import UUID, uuid4
 
@@ -46,6 +46,11 @@ BLOCK_S: Final = 2  # less than REDIS_TIMEOUT_S, after which a Redis that says n
 REST_S: Final = 0.25
 RETRY_S: Final = 1.0
 ELEMENT_MAX_BYTES: Final = 8 * 1024 * 1024  # the largest content and context are 5 MB with every character escaped
+
+DEAD_MAX_ELEMENTS: Final = 1000
+DEAD_LIFE: Final = timedelta(days=30)
+DEAD_ELEMENT_MAX_CHARACTERS: Final = 8000
+REASON_MAX_CHARACTERS: Final = 1000
 
 INTAKE: Final = Script.beside(__file__, "intake")
 BURY: Final = Script.beside(__file__, "bury")
@@ -131,7 +136,7 @@ class OlderIntake:
                 raise UnusableElementError("jobId: is the id of another job; use an id of your own", job.fields)
         except UnusableElementError as problem:
             logger.warning("element_unusable", kept_in=keys.OLDER_DEAD)  # its reason may quote what users said
-            reply = await BURY.run(self._redis, element, *_dead_letter(element, problem))
+            reply = await bury(self._redis, element, problem)
         return reply.decode()
 
     async def _read(self, element: bytes) -> OlderJob:
@@ -146,12 +151,12 @@ class OlderIntake:
         key = keys.older_task(job_id)
         try:
             async with asyncio.timeout(REDIS_TIMEOUT_S):
-                value: bytes | None = await self._redis.get(key)
+                value: bytes = await self._redis.getrange(key, 0, ELEMENT_MAX_BYTES)
         except ResponseError as error:
             if str(error).startswith("WRONGTYPE"):
                 raise UnusableElementError(f"{key} is not a string; SET a JSON object there") from None
             raise
-        if value is None:
+        if not value:
             raise UnusableElementError(f"not a JSON object, and there is none at {key}; SET it before the LPUSH")
         if len(value) > ELEMENT_MAX_BYTES:
             raise UnusableElementError(f"{key} is larger than {ELEMENT_MAX_BYTES} bytes")
@@ -180,6 +185,8 @@ def parse_element(data: bytes, *, job_id: str | None = None) -> OlderJob:
         problem = error.errors(include_url=False, include_input=False)[0]
         told = problem["msg"].removeprefix("Value error, ")
         raise UnusableElementError(f"{problem['loc'][0]}: {told}", fields) from None
+    if request.job_id and request.job_id.startswith(keys.OWN_JOB_IDS):
+        raise UnusableElementError("jobId: begins like a job of the worker's own; use an id of your own", fields)
     return OlderJob(request.job_id or uuid4().hex, _arguments(request), fields)
 
 
@@ -204,10 +211,19 @@ def _task_id(element: bytes) -> str:
         ) from None
 
 
+async def bury(redis: Redis, element: bytes, problem: UnusableElementError) -> bytes:
+    """Move the oldest element to the dead ones, which are bounded; returns the reply of `bury.lua`."""
+    oldest = (datetime.now(UTC) - DEAD_LIFE).isoformat(timespec="milliseconds")
+    limits = (DEAD_MAX_ELEMENTS, int(DEAD_LIFE.total_seconds()), oldest)
+    reply: bytes = await BURY.run(redis, element, *_dead_letter(element, problem), *limits)
+    return reply
+
+
 def _dead_letter(element: bytes, problem: UnusableElementError) -> tuple[bytes, str, bytes]:
     """What is kept of an element, and the channel and the words for its reader, who may be waiting."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    kept = {"reason": clean_text(problem.reason), "element": element.decode(errors="backslashreplace"), "at": now}
+    text = element[: 4 * DEAD_ELEMENT_MAX_CHARACTERS].decode(errors="backslashreplace")[:DEAD_ELEMENT_MAX_CHARACTERS]
+    kept = {"reason": clean_text(problem.reason)[:REASON_MAX_CHARACTERS], "element": text, "at": now}
     names = {name: _name(problem.fields.get(name)) for name in ("uuid", "sessionId", "jobId")}
     if not names["uuid"] or not names["sessionId"]:
         return dump_json(kept), "", b""

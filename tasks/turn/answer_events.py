@@ -46,10 +46,17 @@ class AnswerEvents:
         user_uuid: the user as the producer spelled it, for the older channel.
         session_id: the session.
         flush_soon: called with this object when it has entries to append.
+        is_mirrored: whether the older channel gets the events.
     """
 
     def __init__(
-        self, claim: Claim, *, user_uuid: str, session_id: str, flush_soon: Callable[[AnswerEvents], None]
+        self,
+        claim: Claim,
+        *,
+        user_uuid: str,
+        session_id: str,
+        flush_soon: Callable[[AnswerEvents], None],
+        is_mirrored: bool = True,
     ) -> None:
         self.claim = claim
         self.user_uuid = user_uuid
@@ -57,6 +64,7 @@ class AnswerEvents:
         self.text = ""
         self.is_over = False
         self._flush_soon = flush_soon
+        self._is_mirrored = is_mirrored
         self._seq = 0
         self._pieces: list[str] = []
         self._joined = 0
@@ -131,10 +139,15 @@ class AnswerEvents:
             "seq": self._seq,
             **fields,
         }
-        mirror = channel_message(
-            event_type, fields, user_uuid=self.user_uuid, session_id=self.session_id, job_id=claim.job_id
+        self._entries.append(Entry(self._seq, _json(data), self._mirror(event_type, fields)))
+
+    def _mirror(self, event_type: EventType, fields: Mapping[str, Any]) -> bytes:
+        if not self._is_mirrored:
+            return b""
+        message = channel_message(
+            event_type, fields, user_uuid=self.user_uuid, session_id=self.session_id, job_id=self.claim.job_id
         )
-        self._entries.append(Entry(self._seq, _json(data), b"" if mirror is None else _json(mirror)))
+        return b"" if message is None else _json(message)
 
     def _check(self) -> None:
         match self._state:

@@ -46,12 +46,14 @@ class EventLog:
         redis: where the streams are.
         owner: the worker whose leases fence the answers.
         ttl_s: how long a stream stays readable after its last event.
+        is_mirrored: whether older readers receive the events on their channels.
     """
 
-    def __init__(self, redis: Redis, *, owner: str, ttl_s: int) -> None:
+    def __init__(self, redis: Redis, *, owner: str, ttl_s: int, is_mirrored: bool = True) -> None:
         self._redis = redis
         self._owner = owner
         self._ttl_s = ttl_s
+        self._is_mirrored = is_mirrored
         self._dirty: dict[AnswerEvents, None] = {}
         self._open: WeakSet[AnswerEvents] = WeakSet()
         self._wake = asyncio.Event()
@@ -68,7 +70,13 @@ class EventLog:
 
     def open(self, claim: Claim, *, user_uuid: str, session_id: str) -> AnswerEvents:
         """Make the events of an attempt, none of them published yet."""
-        events = AnswerEvents(claim, user_uuid=user_uuid, session_id=session_id, flush_soon=self._flush_soon)
+        events = AnswerEvents(
+            claim,
+            user_uuid=user_uuid,
+            session_id=session_id,
+            flush_soon=self._flush_soon,
+            is_mirrored=self._is_mirrored,
+        )
         self._open.add(events)
         return events
 

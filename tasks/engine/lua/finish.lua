@@ -1,5 +1,5 @@
 -- Ends an attempt: for good, until later, or by handing the job over.
--- include: job.lua
+-- include: job.lua dead.lua
 --
 -- ARGV: id, owner, attempt, how ('done', 'retry', 'hand_over'), then
 --   done:       result ('' for none), result TTL in ms (0 keeps it), dead letter (JSON object, '' for none)
@@ -34,9 +34,7 @@ if result ~= '' then
     redis.call('SET', RESULT_PREFIX .. id, result)
   end
 end
-if dead_letter ~= '' then
-  redis.call('XADD', DEAD, 'MAXLEN', '~', 10000, '*', 'data', dead_letter)
-end
+if dead_letter ~= '' then keep_letter(dead_letter) end
 redis.call('DEL', RETRY_PREFIX .. id, JOB_PREFIX .. id, record_of(id))
 redis.call('ZREM', ABORT, id)
 redis.call('ZREM', QUEUE, id)

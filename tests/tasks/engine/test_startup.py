@@ -130,9 +130,11 @@ async def test_a_worker_that_is_asked_to_stop_ends_well_and_leaves_nothing(stack
     await until(left, "the worker has signed off")
 
 
-def test_the_readme_lists_every_variable() -> None:
-    """The table of the README and the settings say the same, name by name and default by default."""
-    rows = re.findall(r"^\| (`[A-Z_`, ]+`) \| ([^|]*) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+def test_the_configuration_page_lists_every_variable() -> None:
+    """The table of docs/configuration.md and the settings agree, name by name and default by default."""
+    rows = re.findall(
+        r"^\| (`[A-Z_`, ]+`) \| ([^|]*) \|", (ROOT / "docs" / "configuration.md").read_text(), re.MULTILINE
+    )
     table: dict[str, str] = {}
     for names, defaults in rows:
         variables = re.findall(r"[A-Z_]+", names)
@@ -150,5 +152,6 @@ def variables_of_settings() -> dict[str, str | None]:
         variable = field.validation_alias or f"PROTOSTAR_{name.upper()}"
         default = field.default
         known = isinstance(default, int | float) or (isinstance(default, str) and bool(default))
+        default = str(default).lower() if isinstance(default, bool) else default
         found[str(variable)] = f"{default:g}" if isinstance(default, float) else str(default) if known else None
     return found

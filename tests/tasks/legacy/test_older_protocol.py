@@ -21,7 +21,14 @@ from redis.asyncio import Redis
 
 from stack.processes import Process
 from stack.redis import Redis as RedisServer
-from tasks.legacy.intake import BURY, INTAKE, OlderIntake, UnusableElementError, parse_element
+from tasks.legacy.intake import (
+    BURY,
+    DEAD_ELEMENT_MAX_CHARACTERS,
+    INTAKE,
+    OlderIntake,
+    UnusableElementError,
+    parse_element,
+)
 from tests.support.stack_under_test import ROOT, Stack, until
 
 OLDER_QUEUE = "chat:job:queue"
@@ -318,7 +325,7 @@ async def test_what_cannot_be_used_is_put_aside_with_the_reason_and_holds_nothin
     [letter] = await letters(redis_client)
     assert letter.keys() == {"reason", "element", "at"}
     assert named in letter["reason"]
-    assert letter["element"] == bad.decode(errors="backslashreplace")
+    assert letter["element"] == bad.decode(errors="backslashreplace")[:DEAD_ELEMENT_MAX_CHARACTERS]
     assert letter["at"].startswith("20")
     assert [job["k"]["content"] for job in await queued(redis_client)] == ["다음"]
 
@@ -357,7 +364,7 @@ async def test_an_intake_that_was_frozen_takes_nothing_when_it_wakes(redis_clien
     """Between its look and its script another intake took the element, and the next one differs."""
     await push(redis_client, "next")
     assert await INTAKE.run(redis_client, "seen", "id", "{", 1000, str(uuid4())) == b"taken"
-    assert await BURY.run(redis_client, "seen", "{}", "", "") == b"taken"
+    assert await BURY.run(redis_client, "seen", "{}", "", "", 1, 1, "") == b"taken"
     assert await items(redis_client, OLDER_QUEUE) == [b"next"]
     assert await redis_client.keys() == [OLDER_QUEUE.encode()]
 
