@@ -407,7 +407,7 @@ async def test_a_job_that_is_nobodys_is_listed_and_cancelled(shared_stack: Stack
     assert 0 < told["due_s"] <= 3600
     code, printed, said = await stack.run("watch", job_id, "--last-id", "1-1")
     assert (code, printed) == (1, "")
-    assert "is no question" in said
+    assert "is not a question" in said
     assert await run_in(stack, "cancel", job_id) == (0, "", f"job {job_id} is cancelled\n")
     assert await run_in(stack, "cancel", job_id) == (
         1,
