@@ -16,7 +16,7 @@ from rag.corpus.markdown import Metadata
 from rag.corpus.read import UnreadableFileError, open_content
 from rag.corpus.tokens import TokenCounter
 from rag.corpus.walk import Failure, SourceFile
-from rag.search.postings_draft import PostingsDraft
+from rag.search.postings_draft import PackedPostings, PostingsDraft
 
 HASH_BYTES: Final = 16
 _ROW_BYTES: Final = HASH_BYTES + 8
@@ -118,7 +118,7 @@ class Draft:
     finished: list[FinishedDocument] = field(default_factory=list)
     unchanged: list[SourceFile] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
-    postings: list[tuple[str, array[int]]] = field(default_factory=list)
+    postings: PackedPostings = field(default_factory=PackedPostings)
     term_count: int = 0
     added_count: int = 0
     added_tokens: int = 0
@@ -215,7 +215,7 @@ class _Filling:
 
     def finish(self) -> Draft:
         if self.draft.added:
-            self.draft.postings = self._postings.rows()
+            self.draft.postings = self._postings.packed()
             self.draft.term_count = self._postings.term_count
         return self.draft
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any, Final
 
 from tortoise import Tortoise
@@ -85,10 +86,10 @@ async def merge_segments(generation_id: int) -> None:
 async def _write_segment(database: Any, draft: Draft, generation_id: int) -> None:
     document_ids = await _document_ids(database, {chunk.path for chunk in draft.added})
     ids = await _new_chunk_ids(database, len(draft.added))
-    chunks = [
+    chunks = (
         (id_, document_ids[path], generation_id, *columns)
         for id_, (path, *columns) in zip(ids, draft.added, strict=True)
-    ]
+    )
     await _copy(database, "chunks", chunks, _CHUNK_COLUMNS)
     segment_id = await database.fetchval(
         "INSERT INTO segments (generation_id, chunk_ids, chunk_count, term_count) VALUES ($1, $2, $3, $4) RETURNING id",
@@ -97,13 +98,14 @@ async def _write_segment(database: Any, draft: Draft, generation_id: int) -> Non
         len(ids),
         draft.term_count,
     )
-    postings = [(term, segment_id, entries) for term, entries in draft.postings]
+    postings = ((term, segment_id, entries) for term, entries in draft.postings.rows())
     await _copy(database, "postings", postings, ("term", "segment_id", "entries"))
 
 
-async def _copy(database: Any, table: str, rows: Sequence[tuple[Any, ...]], columns: Sequence[str]) -> None:
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        await database.copy_records_to_table(table, records=rows[start : start + _ROWS_AT_ONCE], columns=columns)
+async def _copy(database: Any, table: str, rows: Iterable[tuple[Any, ...]], columns: Sequence[str]) -> None:
+    remaining = iter(rows)
+    while some := list(islice(remaining, _ROWS_AT_ONCE)):
+        await database.copy_records_to_table(table, records=some, columns=columns)
 
 
 async def _document_ids(database: Any, paths: Iterable[str]) -> dict[str, int]:
