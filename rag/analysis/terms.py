@@ -172,7 +172,7 @@ def term_frequencies(text: str, heading: str, title: str, *, with_morphemes: boo
     return frequencies, length
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def heading_terms(heading: str, title: str, with_morphemes: bool = False) -> frozenset[str]:
     """Collect the terms of a heading path and of a title."""
     found = frozenset(terms(heading)) | frozenset(terms(title))

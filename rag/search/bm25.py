@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
@@ -34,7 +35,7 @@ class Hit(NamedTuple):
     share: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Found:
     """What the words of a question say of every live chunk."""
 
@@ -71,10 +72,15 @@ class Found:
         mean, spread = float(self._scores.mean()), float(self._scores.std())
         return {id_: (hit.score - mean) / spread if spread else 0.0 for id_, hit in hits.items()}
 
-    @property
+    @cached_property
     def _content(self) -> list[Word]:
         return [word for word in self._query.words if word.importance > WEAK_WEIGHT]
 
+    @cached_property
+    def _content_weights(self) -> list[float]:
+        return self._weights(self._content)
+
+    @cached_property
     def rarest(self) -> list[Word]:
         """The noun of the question that is rarest in the corpus, or those that are equally rare."""
         words = [word for word in self._content if word.importance >= _NOUN] or self._query.words
@@ -83,9 +89,8 @@ class Found:
 
     def share_in(self, terms: Set[str]) -> float:
         """The share of the question's importance whose words some terms, of a heading say, have whole."""
-        content = self._content
-        weights = self._weights(content)
-        held = sum(weight for word, weight in zip(content, weights, strict=True) if word.is_in(terms))
+        weights = self._content_weights
+        held = sum(weight for word, weight in zip(self._content, weights, strict=True) if word.is_in(terms))
         return held / max(sum(weights), 1e-9)
 
     def _hits(self, places: Places) -> list[Hit]:
@@ -97,7 +102,7 @@ class Found:
 
         Question words and phrases of politeness have no share.
         """
-        shares = _shares(self._content, self._weights(self._content), self._postings, places)
+        shares = _shares(self._content, self._content_weights, self._postings, places)
         return shares, self._scores[places] * (1 + self._query.coverage * shares)
 
     def _weights(self, words: Sequence[Word]) -> list[float]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import islice
 from typing import Final
 
 from rag.analysis.loan_words import (
@@ -84,7 +86,7 @@ class Query:
     morphemes: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Question:
     """A question in its session; `history` are the earlier ones, oldest first."""
 
@@ -104,7 +106,7 @@ class Question:
 
     def alone(self, *, with_morphemes: bool = False) -> Query:
         """Make the query of the question by itself."""
-        return Question(self.text, synonyms=self.synonyms).query(with_morphemes=with_morphemes)
+        return (replace(self, history=()) if self.history else self).query(with_morphemes=with_morphemes)
 
     def query(self, *, with_morphemes: bool = False) -> Query:
         """Make the query; the session lends its words to a question that says too little ("그건 왜?").
@@ -128,7 +130,14 @@ class Question:
         return sum(word.importance * max(1, len(word.units) - 1) for word in content) >= _ENOUGH
 
     def _words(self, text: str) -> list[Word]:
-        return list(_words_of(text, self.synonyms))[:_MOST_WORDS]
+        if text not in self._known_words:
+            self._known_words[text] = list(islice(_words_of(text, self.synonyms), _MOST_WORDS))
+        return self._known_words[text]
+
+    @cached_property
+    def _known_words(self) -> dict[str, list[Word]]:
+        """The words of the question, and of those before it, which several steps need."""
+        return {}
 
 
 def _read(text: str) -> str:

@@ -227,7 +227,7 @@ class _Words:
 
     def _is_in_heading(self, row: Mapping[str, Any]) -> bool:
         """Whether the question's rarest content word is in the chunk's headings."""
-        words = self.found.rarest()
+        words = self.found.rarest
         return bool(words) and any(word.is_in(heading_terms(row["heading"], "")) for word in words)
 
 
@@ -245,7 +245,8 @@ async def _queries(live: Live, asked: Question) -> tuple[Query, Query]:
             return await asyncio.to_thread(lambda: (asked.query(with_morphemes=True), asked.alone(with_morphemes=True)))
         except MissingAnalyserError as error:
             logger.warning("morphemes_not_searched", error=error)
-    return asked.query(), asked.alone()
+    query = asked.query()
+    return query, asked.alone() if asked.history else query
 
 
 async def _search(connection: Any, live: Live, query: Query, documents: DocumentFilter) -> Found:
