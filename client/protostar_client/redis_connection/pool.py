@@ -7,6 +7,7 @@ command connects again, by then perhaps to another server, because the host name
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -24,6 +25,10 @@ from protostar_client.redis_connection.url import parse
 
 # Redis 6 and older put the code of a command's error into the middle of a script's error.
 _UNAVAILABLE: Final = re.compile(r"(?:^| -)(?:READONLY|LOADING|MASTERDOWN|CLUSTERDOWN|NOREPLICAS|UNBLOCKED) ")
+
+
+_ASK_EVERY_S: Final = 1.0
+_ASK_AGAIN_S: Final = 10.0  # while no Sentinel answers: asking takes a second for each
 
 
 def async_pool(url: str, **options: Any) -> aio.ConnectionPool:
@@ -142,7 +147,27 @@ _SYNC: Final[dict[str, type[Any]]] = {"redis": _SyncTcp, "rediss": _SyncTls, "un
 
 
 class _AsyncSentinelPool(async_sentinel.SentinelConnectionPool):
-    """A pool that closes its connections to the Sentinels with its own."""
+    """A pool that leaves a primary as soon as the Sentinels name another one.
+
+    After a planned failover the former primary takes writes for about ten seconds more, and loses them.
+    """
+
+    _ask_from_s = 0.0
+
+    async def get_connection(self, *args: Any, **options: Any) -> Any:
+        if time.monotonic() >= self._ask_from_s:
+            self._ask_from_s = time.monotonic() + _ASK_EVERY_S
+            try:
+                await self._follow()
+            except (RedisError, OSError):
+                self._ask_from_s = time.monotonic() + _ASK_AGAIN_S
+        return await super().get_connection(*args, **options)
+
+    async def _follow(self) -> None:
+        former = self.master_address
+        address = await self.get_master_address()  # type: ignore[no-untyped-call]
+        if former not in (None, address):
+            await super().disconnect(inuse_connections=True)
 
     async def disconnect(self, inuse_connections: bool = True) -> None:
         await super().disconnect(inuse_connections)
@@ -153,6 +178,23 @@ class _AsyncSentinelPool(async_sentinel.SentinelConnectionPool):
 
 class _SyncSentinelPool(sync_sentinel.SentinelConnectionPool):
     """As `_AsyncSentinelPool`, for blocking connections."""
+
+    _ask_from_s = 0.0
+
+    def get_connection(self, *args: Any, **options: Any) -> Any:
+        if time.monotonic() >= self._ask_from_s:
+            self._ask_from_s = time.monotonic() + _ASK_EVERY_S
+            try:
+                self._follow()
+            except (RedisError, OSError):
+                self._ask_from_s = time.monotonic() + _ASK_AGAIN_S
+        return super().get_connection(*args, **options)
+
+    def _follow(self) -> None:
+        former = self.master_address
+        address = self.proxy.get_master_address()  # type: ignore[no-untyped-call]
+        if former not in (None, address):
+            super().disconnect(inuse_connections=True)
 
     def disconnect(self, inuse_connections: bool = True) -> None:
         super().disconnect(inuse_connections)
