@@ -104,7 +104,10 @@ async def _other_settings(site: Site) -> str:
 
 async def _documents(site: Site) -> dict[str, dict[str, Any]]:
     database = await site.migrated()
-    rows = await database.execute_query_dict("SELECT path, stamp, indexed_at, error FROM documents")
+    rows = await database.execute_query_dict(
+        "SELECT path, stamp, error, (SELECT max(ended_at) FROM reindex_runs WHERE error IS NULL) AS indexed_at "
+        "FROM documents"
+    )
     return {row["path"]: row for row in rows}
 
 
@@ -121,9 +124,9 @@ def _changes(found: Walk, documents: dict[str, dict[str, Any]]) -> str:
 
 def _is_changed(file: SourceFile, row: dict[str, Any]) -> bool:
     if row["error"]:
-        return False  # said apart
+        return False  # reported by itself
     if row["stamp"]:
         return bool(row["stamp"] != file.stamp)
-    # A file that was fresh when it was read has no stamp; its times still tell whether it changed after that.
+    # A file that was fresh when it was read has no stamp; its times show whether it changed after the last reindex.
     read_at: datetime | None = row["indexed_at"]
     return read_at is None or file.changed_ns > read_at.timestamp() * _NS
