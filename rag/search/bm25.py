@@ -51,10 +51,15 @@ class Found:
 
     def best(self, limit: int) -> list[int]:
         """The chunks with the best scores, best first."""
+        return list(self.ranked(limit))
+
+    def ranked(self, limit: int) -> dict[int, Hit]:
+        """The chunks with the best scores and their hits, best first."""
         places = _best(self._scores, limit + _RECONSIDERED)
-        _, scores = self._at(places)
+        shares, scores = self._at(places)
         order = np.argsort(-scores, kind="stable")[:limit]
-        return self._postings.chunks.ids[places[order]].tolist()  # type: ignore[no-any-return]
+        ids = self._postings.chunks.ids[places[order]].tolist()
+        return dict(zip(ids, map(Hit, scores[order].tolist(), shares[order].tolist()), strict=True))
 
     def of(self, chunk_ids: Iterable[int]) -> dict[int, Hit]:
         """The hit of each of some chunks; one that is not live shares nothing with the question."""
@@ -77,6 +82,12 @@ class Found:
         return [word for word in self._query.words if word.importance > WEAK_WEIGHT]
 
     @cached_property
+    def _content_terms(self) -> frozenset[str]:
+        return frozenset(
+            term for word in self._content for term in (*word.terms, *chain.from_iterable(word.alternatives))
+        )
+
+    @cached_property
     def _content_weights(self) -> list[float]:
         return self._weights(self._content)
 
@@ -89,6 +100,8 @@ class Found:
 
     def share_in(self, terms: Set[str]) -> float:
         """The share of the question's importance whose words some terms, of a heading say, have whole."""
+        if self._content_terms.isdisjoint(terms):
+            return 0.0
         weights = self._content_weights
         held = sum(weight for word, weight in zip(self._content, weights, strict=True) if word.is_in(terms))
         return held / max(sum(weights), 1e-9)

@@ -130,11 +130,11 @@ async def _by_words(asked: Question, documents: DocumentFilter, top_k: int, *, f
 async def _best_by_words(connection: Any, live: Live, words: _Words, top_k: int, *, floor: bool) -> list[Passage]:
     limit = top_k * _CANDIDATES
     while True:
-        ids = words.found.best(limit)
-        rows = words.allowed(await read_chunks(connection, live.generation_id, ids))
-        passages = words.passages(rows, top_k, floor=floor)
+        ranked = words.found.ranked(limit)
+        rows = words.allowed(await read_chunks(connection, live.generation_id, list(ranked)))
+        passages = words.passages(rows, ranked, top_k, floor=floor)
         # Chunks that were deleted since, or say the same, may have filled the list.
-        if not passages or len(passages) == top_k or len(ids) < limit:
+        if not passages or len(passages) == top_k or len(ranked) < limit:
             return passages
         limit *= _MORE_CANDIDATES
 
@@ -205,18 +205,21 @@ class _Words:
             return rows
         return {id_: row for id_, row in rows.items() if self.documents.allows(row["document"])}
 
-    def of(self, chunk_ids: Iterable[int]) -> dict[int, Hit]:
+    def of(self, chunk_ids: Iterable[int]) -> Mapping[int, Hit]:
         """What the words say of some chunks."""
-        hits = self.found.of(chunk_ids)
+        return self.with_alone(self.found.of(chunk_ids))
+
+    def with_alone(self, hits: Mapping[int, Hit]) -> Mapping[int, Hit]:
+        """The hits, each with the larger of its shares: in the session, and of the question alone."""
         if self.alone is None:
             return hits
         # What was asked before may speak of something else: that must not hide what this question finds.
-        alone = self.alone.of(chunk_ids)
+        alone = self.alone.of(hits)
         return {id_: Hit(hit.score, max(hit.share, alone[id_].share)) for id_, hit in hits.items()}
 
-    def passages(self, rows: Rows, top_k: int, *, floor: bool) -> list[Passage]:
+    def passages(self, rows: Rows, found: Mapping[int, Hit], top_k: int, *, floor: bool) -> list[Passage]:
         """The best of some chunks; none below the floor."""
-        hits = self.of(rows)
+        hits = self.with_alone({id_: found[id_] for id_ in rows})
         if floor and not any(hit.share >= FLOOR or self._is_in_heading(rows[id_]) for id_, hit in hits.items()):
             return []
         return _distinct(rows, {id_: hit.score * self._use_of(rows[id_]) for id_, hit in hits.items()}, top_k)
@@ -259,8 +262,10 @@ async def _search(connection: Any, live: Live, query: Query, documents: Document
 
 def _use_of(row: Mapping[str, Any]) -> float:
     """How much of a chunk's score counts: a table of contents comes behind the pages that it names."""
-    lines = [line.lstrip() for line in row["text"].splitlines() if line.strip()]
     is_overview = row["document"].rpartition("/")[2].lower() in _OVERVIEWS
+    if not is_overview and "](" not in row["text"]:
+        return 1.0
+    lines = [line.lstrip() for line in row["text"].splitlines() if line.strip()]
     entries = sum("](" in line or (is_overview and line[0] in "|-*") for line in lines)
     return _CONTENTS_SHARE if entries >= _LEAST_ENTRIES and 2 * entries >= len(lines) else 1.0
 
