@@ -7,6 +7,7 @@ export interface ChatRequest {
   content: string;
   mode?: string;
   context?: string;
+  documents?: string[];
 }
 
 /** What one answer used. `cost` is null where the provider names none. */
